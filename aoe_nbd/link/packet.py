@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Link: AoE frames of one direction on one named interface, by an AF_PACKET socket.
+
+Receiving is batched through a ring in shared memory; sending gathers headers and payload (sendmsg, sendmmsg) so that
+the payload is copied once, by the kernel. All of it needs CAP_NET_RAW when the link is opened, and never afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import filter as bpf
+from .filter import Accept
+from .interfaces import Interface, interface, raw_sockets_hint
+from .ring import SOL_PACKET, Ring
+
+Buffer = bytes | bytearray | memoryview
+_PACKET_QDISC_BYPASS = 20
+_PACKET_IGNORE_OUTGOING = 23
+_SO_SNDBUFFORCE = 32
+_SEND_BUFFER = 4 << 20
+_BATCH = 256
+
+_IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
+_MMSGHDR = np.dtype(
+    [
+        ("name", "u8"),
+        ("namelen", "u4"),
+        ("pad0", "u4"),
+        ("iov", "u8"),
+        ("iovlen", "u8"),
+        ("control", "u8"),
+        ("controllen", "u8"),
+        ("flags", "i4"),
+        ("pad1", "u4"),
+        ("sent", "u4"),
+        ("pad2", "u4"),
+    ]
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
+
+
+class LinkError(OSError):
+    """An interface that cannot be used; the message is one sentence that says which, why, and what to do."""
+
+
+def address_of(buffer: Any) -> int:
+    """The memory address of a contiguous buffer. It stays valid only while the buffer does."""
+    return int(np.frombuffer(buffer, np.uint8).__array_interface__["data"][0])
+
+
+class Link:
+    """One interface, one direction. Not safe for two threads at once.
+
+    Attributes: `name`, `index`, `mac` (6 bytes), `mtu` (bytes), `up` (running, as last told by `update`).
+    """
+
+    def __init__(self, name: str, accept: Accept, slots: int = 512) -> None:
+        """Open interface `name`; the ring holds `slots` frames. Raises LinkError."""
+        found = interface(name)
+        if found is None:
+            raise LinkError(errno.ENODEV, f"interface {name} does not exist: `ip link` lists those that do")
+        if found.loopback:
+            raise LinkError(errno.EINVAL, f"interface {name} is the loopback: AoE needs an Ethernet interface")
+        if not found.ethernet:
+            raise LinkError(errno.EINVAL, f"interface {name} is not an Ethernet interface")
+        if not found.up:
+            raise LinkError(errno.ENETDOWN, f"interface {name} is down: bring it up with `ip link set {name} up`")
+        self.name, self.accept = name, accept
+        self.index, self.mac, self.mtu, self.up = found.index, found.mac, found.mtu, found.running
+        self._slots = slots
+        self._iov = np.zeros((_BATCH, 2), _IOVEC)
+        self._msgs = np.zeros(_BATCH, _MMSGHDR)
+        self._msgs["iov"] = address_of(self._iov) + np.arange(_BATCH, dtype="u8") * (2 * _IOVEC.itemsize)
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            # Protocol 0 receives nothing, so not one frame comes in before the filter is on.
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        except PermissionError:
+            raise LinkError(errno.EPERM, f"no permission for a raw socket: {raw_sockets_hint()}") from None
+        try:
+            self._socket.setblocking(False)
+            for option in (_PACKET_IGNORE_OUTGOING, _PACKET_QDISC_BYPASS):
+                self._socket.setsockopt(SOL_PACKET, option, 1)
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+            except PermissionError:  # needs CAP_NET_ADMIN; the unforced option is clipped to net.core.wmem_max
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            bpf.attach(self._socket, self.accept)
+            self._ring = Ring(self._socket, self.mtu, self._slots)
+            self._socket.bind((self.name, bpf.ETHERTYPE))
+        except OSError as error:
+            self._socket.close()
+            raise LinkError(error.errno, f"interface {self.name} cannot be opened: {error.strerror}") from None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def update(self, now: Interface, exists: bool = True) -> bool:
+        """Take what rtnetlink says of this interface. Returns whether MAC, MTU or state changed."""
+        before = (self.mac, self.mtu, self.up)
+        if exists and now.index != self.index:  # taken away and made anew under the same name
+            self.close()
+            self.index, self.mtu = now.index, now.mtu
+            self._open()
+        elif exists and now.mtu + 14 > self._ring.capacity:
+            self.close()
+            self.mtu = now.mtu
+            self._open()
+        self.mac, self.mtu, self.up = now.mac, now.mtu, exists and now.running
+        return before != (self.mac, self.mtu, self.up)
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def receive(self, most: int = 256) -> list[memoryview]:
+        """Up to `most` whole frames that have arrived, without waiting; good until `release()`."""
+        return self._ring.frames(most)
+
+    def release(self) -> None:
+        """Give the memory of the last `receive()` back to the kernel."""
+        self._ring.release()
+
+    def error(self) -> int:
+        """The socket's pending errno (ENETDOWN after the interface went down), cleared by asking; 0 if there is none."""
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def dropped(self) -> int:
+        """Frames that the kernel dropped since the last call because the ring was full."""
+        stats = self._socket.getsockopt(SOL_PACKET, 6, 8)  # PACKET_STATISTICS: packets, drops
+        return int(struct.unpack("II", stats)[1])
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def send(self, *parts: Buffer) -> None:
+        """Send one frame, given in up to a few parts. Raises OSError (ENETDOWN, ENOBUFS, EMSGSIZE, EAGAIN)."""
+        self._socket.sendmsg(parts)
+
+    def send_all(self, frames: Sequence[Buffer] | Iterable[Buffer]) -> int:
+        """Send whole frames in order until one fails. Returns how many were sent."""
+        sent = 0
+        for frame in frames:
+            try:
+                self._socket.send(frame)
+            except OSError:
+                break
+            sent += 1
+        return sent
+
+    def send_run(self, headers: np.ndarray[Any, Any], payload: int, step: int, total: int) -> int:
+        """Send one frame for each row of `headers` (n x bytes, contiguous, uint8): the row, then its share of payload.
+
+        Row i's payload is the `step` bytes at address `payload` + i * step; the last row has what is left of `total`.
+        With `total` 0 the rows are whole frames. Returns how many were sent, fewer than all after an error.
+        """
+        count, size = headers.shape
+        base, done = address_of(headers), 0
+        while done < count:
+            n = min(count - done, _BATCH)
+            iov = self._iov[:n]
+            at = np.arange(done, done + n, dtype="u8")
+            iov["base"][:, 0] = base + at * size
+            iov["length"][:, 0] = size
+            if total:
+                iov["base"][:, 1] = payload + at * step
+                iov["length"][:, 1] = step
+                if done + n == count:
+                    iov["length"][n - 1, 1] = total - (count - 1) * step
+            self._msgs["iovlen"][:n] = 2 if total else 1
+            sent = _libc.sendmmsg(self._socket.fileno(), self._msgs.ctypes.data, n, 0)
+            if sent <= 0:
+                break
+            done += sent
+        return done
+
+    def close(self) -> None:
+        """Close the socket and unmap its ring."""
+        self._socket.close()
+        self._ring.close()
+
+
+def errno_name(code: int) -> str:
+    """`ENETDOWN` and so on, for counters."""
+    return errno.errorcode.get(code, os.strerror(code))

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The receive ring of a packet socket (PACKET_RX_RING, TPACKET_V2): frames are read where the kernel wrote them.
+
+Slots have one fixed size, so that a batch of equal frames can be seen as one array. A view of a frame is good until
+`release()`; after that the kernel may write the next frame there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import struct
+
+SOL_PACKET = 263
+PACKET_RX_RING = 5
+PACKET_VERSION = 10
+TPACKET_V2 = 1
+_STATUS_KERNEL, _STATUS_USER, _STATUS_COPY = 0, 1, 2
+# struct tpacket2_hdr: status, len, snaplen u32; mac, net u16; sec, nsec u32; vlan_tci, vlan_tpid u16; 4 bytes padding
+_HEADER = struct.Struct("IIIHH")
+_STATUS = struct.Struct("I")
+_OVERHEAD = 96  # tpacket2_hdr + sockaddr_ll, aligned, + the Ethernet header before the aligned network header
+
+
+class Ring:
+    """A receive ring of at least `slots` frames of up to `mtu` + 14 bytes, mapped into `sock`."""
+
+    def __init__(self, sock: socket.socket, mtu: int, slots: int) -> None:
+        size = 2048
+        while size < mtu + 14 + _OVERHEAD:
+            size *= 2
+        block = max(size, 1 << 16)
+        blocks = -(-slots * size // block)
+        self.slot_size = size
+        self.slots = blocks * (block // size)
+        self.capacity = size - _OVERHEAD  # bytes of the longest frame that arrives whole
+        sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", block, blocks, size, self.slots))
+        self._map = mmap.mmap(sock.fileno(), self.slots * size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.view = memoryview(self._map)
+        self._next = 0
+        self._held = 0
+        self.truncated = 0  # frames longer than a slot, dropped
+
+    def frames(self, most: int = 256) -> list[memoryview]:
+        """Up to `most` frames that have arrived, oldest first, without waiting. `release()` them before the next call."""
+        found: list[memoryview] = []
+        view, size, at = self.view, self.slot_size, self._next
+        while self._held < most:
+            base = at * size
+            status, length, snap, mac, _net = _HEADER.unpack_from(view, base)
+            if not status & _STATUS_USER:
+                break
+            self._held += 1
+            at = at + 1 if at + 1 < self.slots else 0
+            if snap < length:
+                self.truncated += 1
+            else:
+                found.append(view[base + mac : base + mac + length])
+        return found
+
+    def release(self) -> None:
+        """Give the slots of the last `frames()` back to the kernel."""
+        at = self._next
+        for _ in range(self._held):
+            _STATUS.pack_into(self.view, at * self.slot_size, _STATUS_KERNEL)
+            at = at + 1 if at + 1 < self.slots else 0
+        self._next = at
+        self._held = 0
+
+    def close(self) -> None:
+        """Unmap. Views handed out must be gone by now; those that are not keep the memory alive."""
+        try:
+            self.view.release()
+            self._map.close()
+        except BufferError:
+            pass
