@@ -9,15 +9,14 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # nbdkit embeds Debian's Python and looks for its modules by the python3 that is first on PATH.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
-# What a bridge needs, and what the demonstration shows it with.
+# What a bridge needs; what the demonstration shows it with; what the tests need besides.
 RUN_PACKAGES=(
-    nbdkit nbdkit-plugin-python python3 python3-construct python3-numpy python3-pyroute2 python3-rich
-    libnbd-bin nbd-client iproute2 e2fsprogs
+    nbdkit nbdkit-plugin-python python3 python3-construct python3-numpy python3-pyroute2 python3-rich nbd-client
 )
-# What the tests need besides.
+DEMO_PACKAGES=(e2fsprogs fio iproute2 libnbd-bin openssl procps)
 TEST_PACKAGES=(
     python3-hypothesis python3-libnbd python3-pip python3-pytest python3-venv
-    aoetools ethtool fio qemu-utils strace tcpdump vblade
+    aoetools ethtool qemu-utils strace tcpdump vblade
 )
 # The checkers' versions are fixed, so that a new release of one of them never fails an unchanged tree.
 LINTERS=(mypy==2.4.1 ruff==0.17.6)
