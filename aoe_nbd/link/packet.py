@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,7 @@ class Link:
             raise LinkError(errno.ENETDOWN, f"interface {name} is down: bring it up with `ip link set {name} up`")
         self.name, self.accept = name, accept
         self.index, self.mac, self.mtu, self.up = found.index, found.mac, found.mtu, found.running
+        self.failure = 0
         self._slots = slots
         self._iov = np.zeros((_BATCH, 2), _IOVEC)
         self._msgs = np.zeros(_BATCH, _MMSGHDR)
@@ -108,19 +109,21 @@ class Link:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def update(self, now: Interface, exists: bool = True) -> bool:
-        """Take what rtnetlink says of this interface. Returns whether MAC, MTU or state changed."""
+    def update(self, now: Interface, exists: bool = True, closing: Callable[[], None] = lambda: None) -> bool:
+        """Take what rtnetlink says of this interface. Returns whether MAC, MTU or state changed.
+
+        Where that takes a new socket (the interface was made anew, or its frames outgrew the ring), `closing` is called
+        before the old one goes: an epoll set must let go of it, for a forked process may keep the old socket alive.
+        """
         before = (self.mac, self.mtu, self.up)
-        if exists and now.index != self.index:  # taken away and made anew under the same name
+        anew = exists and now.index != self.index
+        if exists and (anew or now.mtu + 14 > self._ring.capacity):
+            closing()
             self.close()
             self.index, self.mtu = now.index, now.mtu
             self._open()
-        elif exists and now.mtu + 14 > self._ring.capacity:
-            self.close()
-            self.mtu = now.mtu
-            self._open()
         self.mac, self.mtu, self.up = now.mac, now.mtu, exists and now.running
-        return before != (self.mac, self.mtu, self.up)
+        return anew or before != (self.mac, self.mtu, self.up)
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +165,8 @@ class Link:
         """Send one frame for each row of `headers` (n x bytes, contiguous, uint8): the row, then its share of payload.
 
         Row i's payload is the `step` bytes at address `payload` + i * step; the last row has what is left of `total`.
-        With `total` 0 the rows are whole frames. Returns how many were sent, fewer than all after an error.
+        With `total` 0 the rows are whole frames. Returns how many were sent, fewer than all after an error, whose errno
+        is then in `failure`.
         """
         count, size = headers.shape
         base, done = address_of(headers), 0
@@ -180,6 +184,7 @@ class Link:
             self._msgs["iovlen"][:n] = 2 if total else 1
             sent = _libc.sendmmsg(self._socket.fileno(), self._msgs.ctypes.data, n, 0)
             if sent <= 0:
+                self.failure = ctypes.get_errno()
                 break
             done += sent
         return done

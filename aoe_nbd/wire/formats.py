@@ -116,7 +116,8 @@ IdentifyData = Struct(
     "lba48_sectors" / Default(Int64ul, 0),  # 100-103
     Padding(2),
     "dsm_blocks" / Default(Int16ul, 0),  # 105: most 512-byte blocks of a DATA SET MANAGEMENT
-    "sector_size" / Default(Int16ul, 0),  # 106: bit 13 several logical sectors a physical one, bit 12 large logical ones
+    "sector_size"
+    / Default(Int16ul, 0),  # 106: bit 13 several logical sectors a physical one, bit 12 large logical ones
     Padding(2),
     "wwn" / Default(Int16ul[4], [0, 0, 0, 0]),  # 108-111
     Padding(10),

@@ -113,7 +113,7 @@ class AtaFields(NamedTuple):
 
     flags: int
     error_feature: int
-    count: int
+    count: int  # type: ignore[assignment]
     command_status: int
     lba: bytes
     reserved: int
@@ -141,7 +141,7 @@ class Taskfile(NamedTuple):
 
     flags: int
     feature: int
-    count: int
+    count: int  # type: ignore[assignment]
     command: int
     lba: bytes
 
@@ -313,7 +313,13 @@ def sectors_per_frame(advertised: int, mtu: int, cap: int = 255) -> int:
 
 
 def build_request(
-    dst: bytes, src: bytes, shelf: int, slot: int, tag: int, arg: Taskfile | Config | MaskList | Reserve, data: bytes = b""
+    dst: bytes,
+    src: bytes,
+    shelf: int,
+    slot: int,
+    tag: int,
+    arg: Taskfile | Config | MaskList | Reserve,
+    data: bytes = b"",
 ) -> bytes:
     """A whole padded request frame for any of the four commands."""
     if isinstance(arg, Taskfile):

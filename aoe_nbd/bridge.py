@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Bridge: the devices that one nbdkit process serves, from its parameters to its end. Knows nothing of nbdkit.
+
+With an address there is one device, attached before nbdkit forks, so that errors reach the terminal. Without, the NBD
+export name of each client chooses, and a device is attached when its first client comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import stat
+import sys
+import threading
+from collections.abc import Sequence
+
+from .core.initiator import Event, Initiator
+from .device import Device, DeviceError, config_of, find
+from .engine import Engine
+from .link import Accept, Link, LinkError, interfaces
+from .options import OptionError, Options
+from .wire.address import Address, parse_address
+
+log = logging.getLogger("aoe_nbd")
+
+DISCOVERY = 1.0  # s that listing exports listens for answers
+
+
+def choose_interfaces(names: Sequence[str]) -> list[str]:
+    """`names`, or the one Ethernet interface that is up. Raises LinkError if that is none or not the only one."""
+    if names:
+        return list(names)
+    up = [i.name for i in interfaces() if i.ethernet and i.up and not i.loopback]
+    if len(up) != 1:
+        what = f"{len(up)} Ethernet interfaces are up ({', '.join(up)})" if up else "no Ethernet interface is up"
+        raise LinkError(None, f"{what}: say by interface= which to use")
+    log.info("interface %s is the only Ethernet interface that is up: using it", up[0])
+    return up
+
+
+def open_links(names: Sequence[str]) -> list[Link]:
+    """Open the links of an initiator. Raises LinkError; then none stays open."""
+    links: list[Link] = []
+    try:
+        for name in choose_interfaces(names):
+            links.append(Link(name, Accept.RESPONSES))
+    except BaseException:
+        for link in links:
+            link.close()
+        raise
+    return links
+
+
+def log_to_stderr(debug: bool = False) -> None:
+    """Have log lines written to stderr, as `aoe-nbd: …`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("aoe-nbd: %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    log.propagate = False
+
+
+def log_to_syslog_if_detached() -> None:
+    """A daemon has no terminal: nbdkit has pointed stderr at /dev/null by then, so log to syslog instead, if there is one."""
+    null = os.stat(os.devnull)
+    here = os.fstat(2)
+    if stat.S_ISCHR(here.st_mode) and here.st_rdev == null.st_rdev and os.path.exists("/dev/log"):
+        try:
+            handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+        except OSError:
+            return
+        handler.setFormatter(logging.Formatter("aoe-nbd: %(message)s"))
+        log.handlers[:] = [handler]
+
+
+class Bridge:
+    """`ready` before the fork, `start` after it, `stop` at the end; `device` in between."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.engine: Engine | None = None
+        self._devices: dict[Address, Device] = {}
+        self._opening = threading.Lock()
+
+    def ready(self) -> None:
+        """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
+        self.engine = Engine(open_links(self.options.interfaces), self._event)
+        if self.options.address is not None:
+            self._open(self.options.address)
+
+    def start(self) -> None:
+        """Start the threads, in the process that serves."""
+        assert self.engine is not None
+        log_to_syslog_if_detached()
+        if self.options.cpu is not None:
+            try:
+                os.sched_setaffinity(0, {self.options.cpu})
+            except OSError as error:
+                log.warning("cpu=%d cannot be used: %s", self.options.cpu, error.strerror)
+        sys.setswitchinterval(1e-4)
+        self.engine.start()
+
+    def stop(self) -> None:
+        """End it: what waits fails with ESHUTDOWN."""
+        if self.engine is not None:
+            self.engine.stop()
+
+    def abandon(self, error: int, reason: str) -> None:
+        """Fail what waits, so that its threads return."""
+        if self.engine is not None:
+            self.engine.abandon(error, reason)
+
+    def stuck_at(self) -> int | None:
+        """None if no request waits; else how many are finished by now: while that stays the same, those that wait are stuck."""
+        return None if self.engine is None else self.engine.stuck_at()
+
+    def device(self, export: str) -> Device:
+        """The device for a client that asks for `export`. Raises DeviceError or OptionError."""
+        address = self.options.address
+        if address is None:
+            if not export:
+                raise OptionError("no address was given and no export name: connect to e<shelf>.<slot>, such as e1.0")
+            try:
+                address = parse_address(export)
+            except ValueError as error:
+                raise OptionError(f"export name {error}") from None
+        elif export not in ("", str(address), f"{address.shelf}.{address.slot}"):
+            raise OptionError(f"export name {export!r} is not served here: this bridge serves {address}")
+        with self._opening:
+            device = self._devices.get(address)
+            return device if device is not None else self._open(address)
+
+    def _open(self, address: Address) -> Device:
+        assert self.engine is not None
+        options = self.options
+        device = Device(
+            self.engine,
+            address,
+            macs=options.macs,
+            cap=options.sectors,
+            on_dead=options.on_dead,
+            read_only=options.readonly,
+        )
+        device.open(options.connect_timeout)
+        self._devices[address] = device
+        return device
+
+    def exports(self) -> list[tuple[str, str]]:
+        """(export name, description) of what can be served: the one LUN, or all that discovery finds."""
+        assert self.engine is not None
+        if self.options.address is not None:
+            return [(str(self.options.address), self._devices[self.options.address].describe())]
+        found: dict[Address, str] = {}
+        for answer in find(self.engine, None, DISCOVERY, grace=None):
+            config = config_of(answer)
+            if config is not None:
+                text = config.string.decode("utf-8", "replace")
+                found.setdefault(
+                    answer.address, f"{text + ', ' if text else ''}by {answer.link} to {answer.mac.hex(':')}"
+                )
+        return [(str(address), found[address]) for address in sorted(found)]
+
+    def _event(self, initiator: Initiator, event: Event) -> None:
+        device = self._devices.get(initiator.address)
+        if device is not None:
+            device.log_event(event)
+
+
+__all__ = ["Bridge", "DeviceError", "LinkError", "OptionError", "choose_interfaces", "log_to_stderr", "open_links"]

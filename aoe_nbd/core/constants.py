@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The numbers of the protocol engine. Times in seconds."""
+
+RTO_INITIAL = 0.2  # before the first RTT sample
+RTO_INITIAL_FLUSH = 5.0  # a flush may take a disk seconds; a second one is harmless but helps nobody
+RTO_MIN = 0.010
+RTO_MAX = 2.0
+RTO_MAX_FLUSH = 10.0
+JITTER = 0.10  # of each timeout, so that many hosts do not resend in step
+
+REORDER_MIN = 200e-6  # a copy is not lost until a later one was answered and this much more than srtt has passed
+REORDER_DECAY = 16  # RTTs without a proven false alarm before the reorder window shrinks again
+PROBE_MIN = 1e-3  # of a tail loss probe
+
+WINDOW_START = 16
+WINDOW_CUT = 0.7
+WINDOW_SILENT = 2
+DELAY_BRAKE = 2.0  # no growth while srtt is above this multiple of the least RTT seen
+MIN_RTT_SPAN = 10.0  # how long a least RTT counts
+
+QUARANTINE = 1.0  # after this time no copy of a frame is on its way any more
+
+STRIKES_OUT = 2  # timeouts in a row, nothing heard, until a path is out
+PROBE_OUT_FIRST = 0.1  # IDENTIFY to a path that is not up: this interval at first, doubled up to
+PROBE_OUT_MOST = 0.5
+PROBE_STRANGER = 30.0  # to a path that showed another disk
+KEEPALIVE = 5.0  # a path that is up is asked this often to IDENTIFY (has it grown?) and for its configuration
+
+DEAD_AFTER = 5.0  # no answer from any path for so long: the target is dead (what then happens is the policy's business)
+RESENDS_AT_ONCE = 3  # of one command; after that each further one waits for a timeout that doubles
+REFUSALS = 8  # "bad argument" answers that one request lives through while the frame size is found anew

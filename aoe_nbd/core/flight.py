@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The copies of one class of commands that are under way on one path, and when one of them counts as lost.
+
+Three ways, quickest first, all from RFC 8985 (RACK-TLP) and RFC 6298, with a tag per copy in place of a byte stream:
+
+* a copy sent *later* was answered, and more than srtt plus a reorder window has passed (targets may reorder);
+* nothing moved for about two round trips: the oldest is sent once more as a probe, whose answer then proves the others;
+* nothing moved for the retransmission timeout, doubled each time.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections import deque
+
+from .constants import (
+    JITTER,
+    PROBE_MIN,
+    REORDER_DECAY,
+    REORDER_MIN,
+    RTO_INITIAL,
+    RTO_INITIAL_FLUSH,
+    RTO_MAX,
+    RTO_MAX_FLUSH,
+)
+from .copies import FLYING, MASK, Copies
+from .rtt import Rtt
+
+FOREVER = float("inf")
+
+
+class Class(enum.IntEnum):
+    """Commands whose times are alike."""
+
+    READ = 0
+    WRITE = 1
+    FLUSH = 2  # flush and trim
+    CONTROL = 3  # identify, check power, query config
+
+
+class Flight:
+    """Under way on one path, in order of sending. Counts only copies in state FLYING."""
+
+    def __init__(self, copies: Copies, kind: Class, rng: random.Random) -> None:
+        slow = kind is Class.FLUSH
+        self.kind = kind
+        self.rtt = Rtt(RTO_INITIAL_FLUSH if slow else RTO_INITIAL, RTO_MAX_FLUSH if slow else RTO_MAX)
+        self.count = 0
+        self.newest = -1  # highest number that was answered
+        self.moved = 0.0  # when something was last sent or answered
+        self.heard = 0.0  # when something was last answered
+        self.backoff = 0
+        self.probed = False
+        self._reorder = 0.0  # what false alarms have added to the reorder window
+        self._calm = 0.0  # when the last of them was, or the window last shrank
+        self._order: deque[int] = deque()
+        self._copies = copies
+        self._rng = rng
+        self._jitter = 1.0
+
+    def sent(self, seq: int, count: int, now: float) -> None:
+        """Copies seq .. seq + count - 1 went out."""
+        if count == 1:
+            self._order.append(seq)
+        else:
+            self._order.extend(range(seq, seq + count))
+        if not self.count:
+            self._jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
+        self.count += count
+        self.moved = now
+
+    def answered(self, seq: int, sent: float, now: float) -> None:
+        """Copy `seq` was answered in time."""
+        self.count -= 1
+        self.rtt.sample(now - sent, now)
+        if seq > self.newest:
+            self.newest = seq
+        self.moved = self.heard = now
+        self.backoff = 0
+        self.probed = False
+        if self._reorder and now - self._calm > REORDER_DECAY * self.rtt.srtt:
+            self._reorder = self._reorder / 2 if self._reorder > REORDER_MIN else 0.0
+            self._calm = now
+
+    def late(self, seq: int, sent: float, now: float) -> None:
+        """A copy that is no longer counted as under way was answered after all."""
+        self.rtt.sample(now - sent, now)
+        self.newest = max(self.newest, seq)
+        self.moved = self.heard = now
+        self.backoff = 0
+        self.probed = False
+
+    def false_alarm(self, now: float) -> None:
+        """A copy that had been declared lost was only late: be slower to judge."""
+        self._reorder = min(self._reorder + max(self.rtt.srtt / 4, REORDER_MIN), max(self.rtt.srtt, RTO_INITIAL))
+        self._calm = now
+
+    @property
+    def reorder(self) -> float:
+        """The reorder window."""
+        return max(self.rtt.srtt / 4, REORDER_MIN) + self._reorder
+
+    def head(self) -> int:
+        """The oldest copy under way, or -1."""
+        order, state, number = self._order, self._copies.state, self._copies.seq
+        while order:
+            i = order[0] & MASK
+            if state[i] == FLYING and number[i] == order[0]:
+                return order[0]
+            order.popleft()
+        return -1
+
+    def members(self) -> list[int]:
+        """All copies under way, oldest first."""
+        state, number = self._copies.state, self._copies.seq
+        return [s for s in self._order if state[s & MASK] == FLYING and number[s & MASK] == s]
+
+    def overtaken(self, now: float) -> list[int]:
+        """Copies that later ones overtook by more than the reorder window: lost."""
+        lost: list[int] = []
+        patience = self.rtt.srtt + self.reorder
+        if self.newest < 0 or self.newest < self.head():
+            return lost
+        state, number, sent = self._copies.state, self._copies.seq, self._copies.sent
+        for seq in self._order:
+            i = seq & MASK
+            if state[i] != FLYING or number[i] != seq:
+                continue
+            if seq > self.newest or sent[i] + patience > now:
+                break
+            lost.append(seq)
+        return lost
+
+    @property
+    def rto(self) -> float:
+        """The timeout that is running: backed off, and a little different for each flight."""
+        return min(self.rtt.rto * (1 << min(self.backoff, 10)), self.rtt.most) * self._jitter
+
+    @property
+    def probe_after(self) -> float:
+        """How long nothing moves before a tail loss probe; FOREVER where none is due."""
+        if self.probed or self.backoff or self.kind is Class.FLUSH or not self.rtt.srtt:
+            return FOREVER
+        return max(2 * self.rtt.srtt + 4 * self.rtt.rttvar, PROBE_MIN)
+
+    def timer(self) -> float:
+        """When something may have to be done about the oldest copy."""
+        head = self.head()
+        if head < 0:
+            return FOREVER
+        wait = self.probe_after
+        at = self.moved + (wait if wait < FOREVER else self.rto)
+        if head < self.newest:
+            at = min(at, self._copies.sent[head & MASK] + self.rtt.srtt + self.reorder)
+        return at

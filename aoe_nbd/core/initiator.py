@@ -1,0 +1,826 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One LUN's initiator: requests in, frames out, answers in, requests done. No sockets, no threads, no clock.
+
+    submit(request, now)   take a request; it is done at once only if it cannot be served
+    transmit(now)          the runs of frames to send now (see `encode`); call it after each of the other three
+    receive(link, frame, now)  one frame from the network, which may be anything
+    tick(now)              the time `timer()` named has come
+    completed              requests that are done, for the caller to take away
+    events                 what an operator or the device should hear of
+
+Rules that keep data safe, and where they are: a tag per copy (`copies`); one write at a time for an LBA, and ghosts
+(`lock`, `_finish`); what a reply must match (`receive`); no write to a disk that has not shown the pinned identity
+(`_identified`); an answer is final (`reply`).
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ..wire.address import Address
+from ..wire.codes import ERROR, ETHERTYPE, RESPONSE, SECTOR, AoeError, Ata, Command
+from ..wire.frames import ATA_FRAME, ATA_SIZE, HEADER, HEADER_SIZE, Config, FrameError
+from ..wire.identify import SIZE as IDENTIFY_SIZE
+from ..wire.identify import Identify
+from .constants import (
+    DEAD_AFTER,
+    KEEPALIVE,
+    PROBE_OUT_FIRST,
+    PROBE_OUT_MOST,
+    PROBE_STRANGER,
+    QUARANTINE,
+    REFUSALS,
+    RESENDS_AT_ONCE,
+    STRIKES_OUT,
+)
+from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies
+from .flight import FOREVER, Flight
+from .lock import IntervalLock, Range
+from .path import Path, PathState
+from .reply import aoe_refusal, ata_verdict
+from .request import CHANGES, RANGED, Kind, Request
+
+
+class Run(NamedTuple):
+    """Frames to send one after the other by one path: copies seq .. of `length` units from `offset`, `step` a frame."""
+
+    path: Path
+    request: Request
+    seq: int
+    count: int  # type: ignore[assignment]
+    offset: int
+    length: int
+    step: int
+
+
+class Event(NamedTuple):
+    """`what` is a fixed word (see the calls of `_tell`), `text` a sentence."""
+
+    what: str
+    text: str
+
+
+@dataclass(frozen=True)
+class OnDead:
+    """What becomes of requests while no path answers: they wait (`after` None) or fail so many seconds after the last answer."""
+
+    after: float | None = None
+
+    def __str__(self) -> str:
+        if self.after is None:
+            return "hold"
+        return "fail" if self.after == DEAD_AFTER else f"fail-after={self.after:g}"
+
+
+HOLD = OnDead()
+FAIL = OnDead(DEAD_AFTER)
+
+
+class Identity(NamedTuple):
+    """What must stay the same of a disk. Capacity is looked at apart, for it may grow."""
+
+    serial: str
+    model: str
+    wwn: int
+
+    @classmethod
+    def of(cls, identify: Identify) -> Identity:
+        return cls(identify.serial, identify.model, identify.wwn)
+
+
+class Initiator:
+    """State of one LUN. Attributes for reading: `identify` (None until a path has answered), `paths`, `counters`."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        seed: int,
+        now: float,
+        cap: int = 255,
+        on_dead: OnDead = HOLD,
+        quarantine: float = QUARANTINE,
+        learn_paths: bool = False,
+    ) -> None:
+        self.address = address
+        self.cap, self.on_dead, self.quarantine = cap, on_dead, quarantine
+        self.learn_paths = learn_paths  # whether an unasked announcement from a new MAC makes it a candidate
+        self.identify: Identify | None = None
+        self.paths: list[Path] = []
+        self.counters: Counter[str] = Counter()
+        self.completed: list[Request] = []
+        self.events: list[Event] = []
+        self.history: deque[Event] = deque(maxlen=100)  # the last of them
+        self._rng = random.Random(seed)
+        self._copies = Copies(self._rng.randrange(1, 1 << 31))
+        self._by_source: dict[tuple[str, bytes], Path] = {}
+        self._lock = IntervalLock()
+        self._ready: deque[Request] = deque()  # may be sent, and are not sent whole
+        self._control: list[Request] = []  # pinned to a path
+        self._again: list[tuple[float, int, Request, int, int]] = []  # heap: (when, serial, request, offset, length)
+        self._serial = 0
+        self._ghosts: dict[int, Range] = {}  # copy -> the range it keeps closed
+        self._ghost_ends: list[tuple[float, int]] = []  # heap
+        self._pending: dict[int, Request] = {}  # all that are not done, by id
+        self._window_full = False
+        # Another process of this host may have died with writes on the wire: none of ours before those are gone.
+        self._writes_from = now + quarantine
+        self._early: list[Request] = []  # writes that wait for that
+        self._alive = now  # when any path last answered
+        self._dead = False
+
+    # -- paths -------------------------------------------------------------------------------------------------------
+
+    def add_path(self, link: str, local: bytes, remote: bytes, mtu: int, config: Config, now: float) -> Path:
+        """A way the LUN may be reached by. It carries requests once its IDENTIFY has shown the same disk."""
+        known = self._by_source.get((link, remote))
+        if known:
+            return known
+        path = Path(link, local, remote, mtu, config, self.cap, self._copies, self._rng)
+        path.next_probe = path.heard = now
+        self.paths.append(path)
+        self._by_source[link, remote] = path
+        return path
+
+    def link_changed(self, link: str, local: bytes, mtu: int, up: bool, now: float) -> None:
+        """Our interface has this MAC, MTU and carrier from now on."""
+        for path in self.paths:
+            if path.link != link:
+                continue
+            path.local = local
+            if mtu != path.mtu:
+                path.resize(mtu)
+                self._ask(path, Kind.QUERY)
+            if not up and path.state is not PathState.DOWN:
+                self._take_out(path, PathState.DOWN, now, f"{link} has no carrier")
+            elif up and path.state is PathState.DOWN:
+                path.state = PathState.NEW
+                path.next_probe, path.probe_interval = now, PROBE_OUT_FIRST
+
+    @property
+    def up(self) -> bool:
+        """Whether some path carries requests now."""
+        return any(path.up for path in self.paths)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the target has been silent for so long that requests are being held or failed."""
+        return self._dead
+
+    def outstanding(self) -> int:
+        """Copies under way by all paths."""
+        return sum(path.outstanding for path in self.paths)
+
+    @property
+    def ghosts(self) -> int:
+        """Copies of finished writes that may still arrive somewhere."""
+        return len(self._ghosts)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not done."""
+        return len(self._pending)
+
+    def _take_out(self, path: Path, state: PathState, now: float, why: str) -> None:
+        """`path` carries nothing for now: what is under way there goes elsewhere, or waits."""
+        was_up = path.up
+        path.state = state
+        path.next_probe, path.probe_interval = now + PROBE_OUT_FIRST, PROBE_OUT_FIRST
+        if state is PathState.STRANGER:
+            path.next_probe = now + PROBE_STRANGER
+        for flight in path.flights.values():
+            for seq in flight.members():
+                self._lose(seq, flight, now, at_once=True)
+            flight.backoff, flight.probed = 0, False
+        path.strikes = 0
+        if was_up or state is PathState.STRANGER:
+            self.counters[f"path_{state.value}"] += 1
+            self._tell(f"path-{state.value}", f"{self.address} by {path}: {why}")
+
+    def _come_up(self, path: Path, now: float) -> None:
+        if path.up:
+            return
+        path.state = PathState.UP
+        path.next_probe = now + KEEPALIVE
+        path.strikes = 0
+        self.counters["path_up"] += 1
+        self._tell("path-up", f"{self.address} is reached by {path}")
+        self._heard(now)
+
+    def _heard(self, now: float) -> None:
+        """Our disk has answered."""
+        self._alive = now
+        if self._dead:
+            self._dead = False
+            self._tell("alive", f"{self.address} answers again")
+
+    def _tell(self, what: str, text: str) -> None:
+        event = Event(what, text)
+        self.history.append(event)
+        if len(self.events) < 1000:
+            self.events.append(event)
+
+    # -- requests in -------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> None:
+        """Take a request. Ranged ones wait here for those before them that overlap."""
+        request.submitted = now
+        if not self._pending and self.up:
+            self._alive = now  # the target owes no answer for the time in which nobody asked
+        self._pending[id(request)] = request
+        if self._dead and self.on_dead.after is not None:
+            self._fail(request, errno.EIO, "target does not answer", now)
+            return
+        if request.kind in RANGED and request.under is None:
+            exclusive = request.kind is not Kind.READ
+            request.range = Range(request.lba, request.lba + request.count, exclusive, request)
+            if not self._lock.acquire(request.range):
+                self.counters["waited_for_overlap"] += 1
+                return
+        self._granted(request, now)
+
+    def release(self, lock: Request, now: float) -> None:
+        """Give back the range of a done LOCK request."""
+        if lock.range:
+            held, lock.range = lock.range, None
+            for ghost in lock.ghosts:
+                ghost.owner = None
+            for granted in self._lock.release(held, lock.ghosts):
+                self._granted(granted.owner, now)
+
+    def _granted(self, request: Request, now: float) -> None:
+        if request.done:
+            return
+        if request.kind is Kind.LOCK:
+            self._complete(request)
+        elif request.kind in CHANGES and now < self._writes_from:
+            self._early.append(request)
+        else:
+            self._ready.append(request)
+
+    def _ask(self, path: Path, kind: Kind) -> None:
+        """Have `path` asked to IDENTIFY or for its configuration."""
+        self._control.append(Request(kind, path=path))
+
+    # -- frames out --------------------------------------------------------------------------------------------------
+
+    def transmit(self, now: float) -> list[Run]:
+        """What to send now, in order. The caller must send it, or say what it could not by `unsent`."""
+        runs: list[Run] = []
+        if self._control:
+            for request in self._control:
+                if request.path is not None and request.path.state is not PathState.DOWN and not request.done:
+                    self._emit(runs, request.path, request, 0, 1, 1, now)
+            self._control.clear()
+        if not self._again and not self._ready:
+            self._window_full = False
+            return runs
+        carriers = [path for path in self.paths if path.up and path.hold_until <= now]
+        if not carriers:
+            return runs
+        room = max(path.buffers for path in carriers) - self.outstanding()
+        while room > 0:
+            again = bool(self._again and self._again[0][0] <= now)
+            if not again and not self._ready:
+                break
+            request = self._again[0][2] if again else self._ready[0]
+            path = self._choose(carriers, request.kind)
+            if path is None:
+                room = 0
+                break
+            space = min(room, max(1, int(path.window.size)) - path.outstanding)
+            if again:
+                room -= self._resend(runs, path, space, now)
+            else:
+                room -= self._send_next(runs, path, request, space, now)
+        self._window_full = room <= 0
+        return runs
+
+    @staticmethod
+    def _choose(carriers: list[Path], kind: Kind) -> Path | None:
+        """The path by which an answer is to be expected soonest, of those whose window has room."""
+        if len(carriers) == 1:
+            path = carriers[0]
+            return path if path.outstanding < max(1, int(path.window.size)) else None
+        open_paths = [p for p in carriers if p.outstanding < max(1, int(p.window.size))]
+        return min(open_paths, key=lambda p: p.expected(kind), default=None)
+
+    def _send_next(self, runs: list[Run], path: Path, request: Request, space: int, now: float) -> int:
+        """First copies of the next part of the first ready request. Returns how many frames."""
+        if request.done:
+            self._ready.popleft()
+            return 0
+        if request.kind > Kind.WRITE:
+            self._ready.popleft()
+            return self._emit(runs, path, request, 0, 1, 1, now)
+        if len(self.paths) > 1:
+            space = min(space, 4)  # in small portions, so that each goes where it is answered soonest
+        length = min(request.count - request.unsent, space * path.sectors)
+        used = self._emit(runs, path, request, request.unsent, length, path.sectors, now)
+        run = runs[-1]
+        request.unsent = run.offset + run.length
+        if request.unsent == request.count:
+            self._ready.popleft()
+        return used
+
+    def _resend(self, runs: list[Run], path: Path, space: int, now: float) -> int:
+        """Further copies of what was lost longest ago and is not answered yet. Returns how many frames."""
+        _, _, request, offset, length = heapq.heappop(self._again)
+        if request.done:
+            return 0
+        used = 0
+        for start, size in request.open_parts(offset, length):
+            part = min(size, max(0, space - used) * path.sectors) if request.kind <= Kind.WRITE else size
+            if part:
+                used += self._emit(runs, path, request, start, part, path.sectors, now)
+                run = runs[-1]
+                request.resent += range(run.seq, run.seq + run.count)
+                self.counters["resent"] += run.count
+                part = run.length
+            if part < size:
+                self._requeue(request, start + part, size - part, now)
+        return used
+
+    def _emit(
+        self, runs: list[Run], path: Path, request: Request, offset: int, length: int, step: int, now: float
+    ) -> int:
+        """Number the copies of units [offset, offset + length) and have them sent, as far as one run goes."""
+        wanted = -(-length // step)
+        count = self._copies.run(wanted)
+        length = min(length, count * step)
+        flight = path.by_kind[request.kind]
+        seq = self._copies.add(request, offset, length, step, count, flight, now)
+        flight.sent(seq, count, now)
+        self.counters["sent"] += count
+        runs.append(Run(path, request, seq, count, offset, length, step))
+        return count
+
+    def unsent(self, run: Run, sent: int, reason: str, now: float) -> None:
+        """Only the first `sent` frames of `run` left the host; the others are to be sent again a moment later."""
+        self.counters[f"send_failed_{reason}"] += run.count - sent
+        flight = run.path.by_kind[run.request.kind]
+        for seq in range(run.seq + sent, run.seq + run.count):
+            i = seq & MASK
+            offset, length = self._copies.offset[i], self._copies.length[i]
+            flight.count -= 1
+            self._copies.free(seq)
+            if run.request.path is None and not run.request.done:
+                self._requeue(run.request, offset, length, now)
+        if run.request.path is not None:
+            self._control_lost(run.request, now)
+        run.path.hold_until = now + 1e-3
+
+    # -- answers in --------------------------------------------------------------------------------------------------
+
+    def _drop(self, reason: str) -> None:
+        self.counters[f"dropped_{reason}"] += 1
+
+    def receive(self, link: str, frame: bytes | memoryview, now: float) -> None:
+        """Take one frame. It counts only if everything about it matches a copy that was sent to this LUN."""
+        size = len(frame)
+        if size < HEADER_SIZE:
+            return self._drop("short")
+        _, source, ethertype, flags, error, major, minor, command, tag = HEADER.unpack_from(frame)
+        if ethertype != ETHERTYPE:
+            return self._drop("ethertype")
+        if not flags & RESPONSE:
+            return self._drop("request")
+        if major != self.address.shelf or minor != self.address.slot:
+            return self._drop("address")
+        path = self._by_source.get((link, source))
+        if tag == 0 and command == Command.CONFIG and not flags & ERROR:
+            return self._announced(link, path, source, frame, now)
+        if path is None:
+            return self._drop("source")
+        seq = self._copies.find(tag)
+        if seq < 0:
+            return self._drop("tag")
+        i = seq & MASK
+        copies = self._copies
+        request, flight, length = copies.owner[i], copies.flight[i], copies.length[i]
+        assert request is not None and flight is not None
+        if command != (Command.CONFIG if request.kind is Kind.QUERY else Command.ATA):
+            return self._drop("command")
+        if flags & ERROR:
+            self._answered(seq, path, now)
+            return self._refused(request, path, copies.offset[i], length, error, now)
+        if request.kind is Kind.QUERY:
+            try:
+                config = Config.parse(frame)
+            except FrameError as problem:
+                return self._drop(problem.reason)
+            self._answered(seq, path, now)
+            return self._configured(request, path, config, now)
+        if size < ATA_SIZE:
+            return self._drop("short")
+        fields = ATA_FRAME.unpack_from(frame)
+        status, register = fields[12], fields[10]
+        opcode = self.opcode(request)
+        verdict = ata_verdict(request.kind, opcode, status, register)
+        if not verdict.error:
+            wanted = length * SECTOR if request.kind is Kind.READ else 0
+            if request.kind is Kind.IDENTIFY:
+                wanted = IDENTIFY_SIZE
+            if size < ATA_SIZE + wanted:
+                return self._drop("runt")
+        self._answered(seq, path, now)
+        if verdict.error:
+            self.counters[f"ata_error_{status:02x}_{register:02x}"] += 1
+            return self._fail(request, verdict.error, verdict.reason, now)
+        offset = copies.offset[i]
+        fresh = request.answered.count(0, offset, offset + length)
+        if request.done or not fresh:
+            self.counters["spurious"] += 1
+            return None
+        if request.kind is Kind.READ:
+            assert request.data is not None
+            if fresh == length:
+                at = offset * SECTOR
+                request.data[at : at + length * SECTOR] = frame[ATA_SIZE : ATA_SIZE + length * SECTOR]
+            else:
+                for start, part in request.open_parts(offset, length):
+                    data = ATA_SIZE + (start - offset) * SECTOR
+                    request.data[start * SECTOR : (start + part) * SECTOR] = frame[data : data + part * SECTOR]
+        request.answered[offset : offset + length] = b"\1" * length
+        request.left -= fresh
+        if request.kind is Kind.IDENTIFY:
+            request.result = bytes(frame[ATA_SIZE : ATA_SIZE + IDENTIFY_SIZE])
+            if request.path is not None:
+                self._identified(request.path, request.result, now)
+        if not request.left:
+            self._finish(request, now)
+        return None
+
+    def _answered(self, seq: int, path: Path, now: float) -> None:
+        """Book the answer to a copy, in time or late, and let its ghost go."""
+        copies = self._copies
+        i = seq & MASK
+        state, flight, sent = copies.state[i], copies.flight[i], copies.sent[i]
+        request = copies.owner[i]
+        assert flight is not None and request is not None
+        path.heard = now
+        path.strikes = 0
+        if path.up:
+            self._heard(now)
+        if state == FLYING:
+            flight.answered(seq, sent, now)
+            if self._window_full:
+                path.window.answered(flight.rtt)
+            path.window.settled(seq)
+        elif state == PROBED:
+            self.counters["probes_needless"] += 1
+            flight.late(seq, sent, now)
+        else:
+            self.counters["late"] += 1
+            flight.late(seq, sent, now)
+            flight.false_alarm(now)
+            path.window.undo()
+        if path.state is PathState.OUT and path.verified and request.path is None:
+            self._come_up(path, now)  # it knows a tag of ours from before: it is the target that we knew
+        if seq in self._ghosts:
+            self._let_go(seq, now)
+        copies.free(seq)
+
+    def _refused(self, request: Request, path: Path, offset: int, length: int, code: int, now: float) -> None:
+        self.counters[f"aoe_error_{code}"] += 1
+        if (
+            code == AoeError.BAD_ARGUMENT
+            and request.kind <= Kind.WRITE
+            and length > 1
+            and request.refusals < REFUSALS
+            and not request.done
+        ):
+            # A size that it used to take: its MTU has changed. Ask, and meanwhile send less.
+            request.refusals += 1
+            self.counters["split_smaller"] += 1
+            path.sectors = min(path.sectors, length // 2)
+            self._ask(path, Kind.QUERY)
+            self._requeue(request, offset, length, now)
+            return
+        verdict = aoe_refusal(code)
+        self._fail(request, verdict.error, verdict.reason, now)
+
+    def _announced(self, link: str, path: Path | None, source: bytes, frame: bytes | memoryview, now: float) -> None:
+        """A target tells of itself unasked: it has started, or its MTU has changed."""
+        try:
+            config = Config.parse(frame)
+        except FrameError as problem:
+            return self._drop(problem.reason)
+        self.counters["announced"] += 1
+        if path is None:
+            if not self.learn_paths or not self.paths or len(self.paths) >= 64:
+                return self._drop("source")
+            like = next((p for p in self.paths if p.link == link), None)
+            if like is None:
+                return self._drop("source")
+            self.add_path(link, like.local, source, like.mtu, config, now)
+            return None
+        path.heard = now
+        path.configured(config)
+        if path.state is not PathState.DOWN:
+            if path.up:
+                path.state = PathState.NEW  # perhaps with another disk: look before the next request goes there
+            path.next_probe, path.probe_interval = now, PROBE_OUT_FIRST
+        return None
+
+    def _configured(self, request: Request, path: Path, config: Config, now: float) -> None:
+        path.configured(config)
+        request.left = 0
+        self._finish(request, now)
+
+    def _identified(self, path: Path, data: bytes, now: float) -> None:
+        """A path's IDENTIFY has come: pin the first, compare all others, notice growth, refuse shrinkage."""
+        found = Identify.parse(data)
+        pinned = self.identify
+        if pinned is None:
+            if not found.sectors:
+                path.next_probe = now + PROBE_STRANGER
+                return self._tell("empty", f"{self.address} by {path} has a capacity of zero")
+            self.identify = pinned = found
+        if Identity.of(found) != Identity.of(pinned) or (not path.verified and found.sectors != pinned.sectors):
+            if path.state is not PathState.STRANGER:
+                self._take_out(
+                    path,
+                    PathState.STRANGER,
+                    now,
+                    f"another disk answers there (serial {found.serial!r}, model {found.model!r}, {found.sectors} "
+                    f"sectors; ours has {pinned.serial!r}, {pinned.model!r}, {pinned.sectors}); it gets nothing from us",
+                )
+            path.next_probe = now + PROBE_STRANGER
+            return None
+        if found.sectors < pinned.sectors:
+            if path.state is not PathState.STRANGER:
+                self._take_out(
+                    path,
+                    PathState.STRANGER,
+                    now,
+                    f"its capacity has shrunk from {pinned.sectors} to {found.sectors} sectors; requests wait",
+                )
+            path.next_probe = now + PROBE_OUT_MOST
+            return None
+        if found.sectors > pinned.sectors:
+            self.identify = replace(pinned, sectors=found.sectors)
+            self._tell("grown", f"{self.address} has grown from {pinned.sectors} to {found.sectors} sectors")
+        path.verified = True
+        self._come_up(path, now)
+        return None
+
+    # -- the end of a request ----------------------------------------------------------------------------------------
+
+    def _finish(self, request: Request, now: float) -> None:
+        """All of it is answered: free its range, but for copies of a write that may still arrive."""
+        if request.done:
+            return
+        self._settle(request, request.resent, now)
+        self._complete(request)
+
+    def _fail(self, request: Request, error: int, reason: str, now: float) -> None:
+        """It ends here. Copies of it that are under way keep their ranges as ghosts, for they may still be executed."""
+        if request.done:
+            return
+        request.error, request.reason = error, reason
+        if request.path is not None:
+            self._tell("refused", f"{self.address} by {request.path}, {request.kind.name}: {reason}")
+        alive = [
+            seq
+            for path in self.paths
+            for flight in path.flights.values()
+            for seq in flight.members()
+            if self._copies.owner[seq & MASK] is request
+        ]
+        self._settle(request, request.resent + alive, now)
+        self._complete(request)
+
+    def _settle(self, request: Request, copies: list[int], now: float) -> None:
+        ghosts: list[Range] = []
+        table = self._copies
+        for seq in dict.fromkeys(copies):
+            i = seq & MASK
+            if table.seq[i] != seq or table.owner[i] is not request or table.state[i] not in (FLYING, LOST, PROBED):
+                continue
+            if request.kind in CHANGES:
+                if request.kind is Kind.WRITE:
+                    start = request.lba + table.offset[i]
+                    ghost = Range(start, start + table.length[i], False)
+                else:
+                    ghost = Range(request.lba, request.lba + request.count, False)
+                ghosts.append(ghost)
+                self._ghosts[seq] = ghost
+                heapq.heappush(self._ghost_ends, (table.sent[i] + self.quarantine, seq))
+                if table.state[i] != FLYING:
+                    table.state[i] = GHOST
+                self.counters["ghosts"] += 1
+            elif table.state[i] != FLYING:
+                table.state[i] = STALE
+        if request.range is not None:
+            held, request.range = request.range, None
+            for granted in self._lock.release(held, ghosts):
+                self._granted(granted.owner, now)
+        elif request.under is not None:
+            for ghost in ghosts:  # they take the place of the LOCK's range once that is released
+                ghost.owner = request.under
+            request.under.ghosts += ghosts
+
+    def _complete(self, request: Request) -> None:
+        request.done = True
+        request.data = None
+        self._pending.pop(id(request), None)
+        if request.path is None:
+            self.completed.append(request)
+
+    def _let_go(self, seq: int, now: float) -> None:
+        """No copy `seq` can land any more."""
+        ghost = self._ghosts.pop(seq)
+        if ghost.owner is not None:
+            ghost.owner.ghosts.remove(ghost)
+            return
+        for granted in self._lock.release(ghost):
+            self._granted(granted.owner, now)
+
+    def abandon(self, error: int, reason: str, now: float) -> None:
+        """Fail all requests (the process is ending, or the operator said so)."""
+        for request in list(self._pending.values()):
+            self._fail(request, error, reason, now)
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def _requeue(self, request: Request, offset: int, length: int, when: float) -> None:
+        self._serial += 1
+        heapq.heappush(self._again, (when, self._serial, request, offset, length))
+
+    def _lose(self, seq: int, flight: Flight, now: float, at_once: bool = False) -> None:
+        """Copy `seq` counts as lost: no longer outstanding, and what it was for is sent again."""
+        table = self._copies
+        i = seq & MASK
+        request = table.owner[i]
+        assert request is not None
+        flight.count -= 1
+        self.counters["lost"] += 1
+        if request.done:
+            table.state[i] = GHOST if seq in self._ghosts else STALE
+            return
+        table.state[i] = LOST
+        if request.path is not None:
+            table.state[i] = STALE
+            self._control_lost(request, now)
+            return
+        request.resent.append(seq)
+        offset = table.offset[i]
+        times = request.losses[offset] = request.losses.get(offset, 0) + 1
+        wait = 0.0
+        if times > RESENDS_AT_ONCE and not at_once:
+            wait = min(flight.rtt.rto * (1 << min(times - RESENDS_AT_ONCE, 8)), flight.rtt.most) * self._rng.uniform(
+                0.9, 1.1
+            )
+        self._requeue(request, offset, table.length[i], now + wait)
+
+    def _control_lost(self, request: Request, now: float) -> None:
+        """A question to one path went unanswered: the path's own schedule asks again."""
+        path = request.path
+        assert path is not None
+        request.done = True
+        if path.up:
+            path.next_probe = now
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def timer(self) -> float:
+        """When `tick` is to be called next, at the latest."""
+        at = FOREVER
+        for path in self.paths:
+            for flight in path.flights.values():
+                if flight.count:
+                    at = min(at, flight.timer())
+            if path.state is PathState.DOWN:
+                continue
+            at = min(at, path.next_probe)
+            if path.hold_until and path.up and (self._ready or self._again):
+                at = min(at, path.hold_until)
+        if self._again and self.up:
+            at = min(at, self._again[0][0])
+        if self._ghost_ends:
+            at = min(at, self._ghost_ends[0][0])
+        if self._early:
+            at = min(at, self._writes_from)
+        if self._pending and not self._dead:
+            at = min(at, self._alive + (self.on_dead.after if self.on_dead.after is not None else DEAD_AFTER))
+        return at
+
+    def tick(self, now: float) -> None:
+        """Do what is due by `now`. Harmless at any time."""
+        for path in self.paths:
+            for flight in path.flights.values():
+                if flight.count:
+                    self._check(path, flight, now)
+            self._look_after(path, now)
+        while self._ghost_ends and self._ghost_ends[0][0] <= now:
+            seq = heapq.heappop(self._ghost_ends)[1]
+            if seq in self._ghosts:
+                self._let_go(seq, now)
+                if self._copies.state[seq & MASK] == GHOST:
+                    self._copies.state[seq & MASK] = STALE
+        if self._early and now >= self._writes_from:
+            early, self._early = self._early, []
+            self._ready.extend(r for r in early if not r.done)
+        self._check_alive(now)
+
+    def _check(self, path: Path, flight: Flight, now: float) -> None:
+        lost = flight.overtaken(now)
+        if lost:
+            self.counters["lost_overtaken"] += len(lost)
+            for seq in lost:
+                path.window.lost(seq, self._copies.next)
+                self._lose(seq, flight, now)
+        head = flight.head()
+        if head < 0:
+            return
+        quiet = now - flight.moved
+        if flight.probe_after < FOREVER:
+            if quiet >= flight.probe_after:
+                self._probe_tail(path, flight, head, now)
+        elif quiet >= flight.rto:
+            self._timed_out(path, flight, now)
+
+    def _probe_tail(self, path: Path, flight: Flight, head: int, now: float) -> None:
+        """Nothing moves: send the oldest once more, by which its loss or its neighbours' shows. No window is cut for it."""
+        flight.probed = True
+        flight.moved = now
+        i = head & MASK
+        request = self._copies.owner[i]
+        if request is None or request.done or request.path is not None:
+            return
+        self.counters["probes"] += 1
+        flight.count -= 1  # its twin takes its place in the count, so that the target's buffers are not exceeded
+        self._copies.state[i] = PROBED
+        request.resent.append(head)
+        self._requeue(request, self._copies.offset[i], self._copies.length[i], 0.0)
+
+    def _timed_out(self, path: Path, flight: Flight, now: float) -> None:
+        silent = path.heard <= flight.moved
+        self.counters["timeouts"] += 1
+        flight.backoff += 1
+        flight.moved = now
+        if silent:
+            path.window.silent(self._copies.next)
+            path.strikes += 1
+            others = any(p.up for p in self.paths if p is not path)
+            if path.strikes >= STRIKES_OUT and path.up and (others or now - path.heard > 0.2):
+                return self._take_out(path, PathState.OUT, now, f"no answer for {now - path.heard:.3f} s")
+        for seq in flight.members():
+            if not silent:
+                path.window.lost(seq, self._copies.next)
+            self._lose(seq, flight, now)
+        return None
+
+    def _look_after(self, path: Path, now: float) -> None:
+        """Ask a path that is not up who it is; keep one that is from going stale unnoticed."""
+        if path.state is PathState.DOWN or now < path.next_probe:
+            return
+        self._ask(path, Kind.IDENTIFY)
+        if path.up:
+            path.next_probe = now + KEEPALIVE
+            self._ask(path, Kind.QUERY)  # vblade looks at its MTU only when asked
+        else:
+            path.next_probe = now + (PROBE_STRANGER if path.state is PathState.STRANGER else path.probe_interval)
+            path.probe_interval = min(path.probe_interval * 2, PROBE_OUT_MOST)
+
+    def _check_alive(self, now: float) -> None:
+        if not self._pending:
+            return
+        if self.up and not self.outstanding():  # they wait for a ghost, or for the quarantine
+            self._alive = now
+            return
+        limit = self.on_dead.after if self.on_dead.after is not None else DEAD_AFTER
+        if self._dead or now < self._alive + limit:
+            return
+        self._dead = True
+        self.counters["dead"] += 1
+        self._tell("dead", f"{self.address} has not answered for {now - self._alive:.1f} s: on-dead={self.on_dead}")
+        if self.on_dead.after is not None:
+            self.abandon(errno.EIO, f"target does not answer (on-dead={self.on_dead})", now)
+
+    # -- what a request looks like on the wire ------------------------------------------------------------------------
+
+    def opcode(self, request: Request) -> int:
+        """The ATA opcode of a request to this LUN."""
+        identify = self.identify
+        lba48 = identify is None or identify.lba48
+        if request.kind is Kind.READ:
+            return Ata.READ_EXT if lba48 else Ata.READ
+        if request.kind is Kind.WRITE:
+            if request.fua:
+                return Ata.WRITE_DMA_FUA_EXT
+            return Ata.WRITE_EXT if lba48 else Ata.WRITE
+        if request.kind is Kind.FLUSH:
+            # vblade aborts FLUSH CACHE EXT and says so in word 83 bit 13.
+            return Ata.FLUSH_EXT if identify is not None and identify.lba48 and identify.flush_ext else Ata.FLUSH
+        return {
+            Kind.TRIM: Ata.DATA_SET_MANAGEMENT,
+            Kind.IDENTIFY: Ata.IDENTIFY,
+            Kind.CHECK_POWER: Ata.CHECK_POWER,
+        }[request.kind]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The interval lock of one LUN: which requests may be on the wire together.
+
+AoE orders nothing, and real targets (ggaoed, kvblade) reorder even without loss. So at most one write is under way for
+an LBA, and no read passes a write; both in order of arrival. A write that was sent more than once leaves a *ghost*: a
+copy that may still arrive. Its range stays closed to other writes, which the stale copy would undo, while reads may
+pass, because ghost and disk hold the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+_BUCKET = 11  # ranges are looked up by 2^11 sectors (1 MiB)
+
+
+class Range:
+    """Sectors [start, end) of a LUN, held or waited for. `owner` is whatever the holder wants to find there."""
+
+    __slots__ = ("blockers", "end", "exclusive", "owner", "start", "waiters")
+
+    def __init__(self, start: int, end: int, exclusive: bool, owner: Any = None) -> None:
+        self.start, self.end, self.exclusive, self.owner = start, end, exclusive, owner
+        self.blockers = 0
+        self.waiters: list[Range] = []
+
+    def conflicts(self, other: Range) -> bool:
+        return self.start < other.end and other.start < self.end and (self.exclusive or other.exclusive)
+
+
+class IntervalLock:
+    """Ranges held, and those that wait for them."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[Range]] = {}
+
+    def _keys(self, r: Range) -> range:
+        return range(r.start >> _BUCKET, (max(r.end, r.start + 1) - 1 >> _BUCKET) + 1)
+
+    def _near(self, r: Range) -> Iterable[Range]:
+        keys = self._keys(r)
+        if len(keys) == 1:
+            return self._buckets.get(keys[0], ())
+        return dict.fromkeys(other for key in keys for other in self._buckets.get(key, ()))
+
+    def acquire(self, r: Range) -> bool:
+        """Ask for `r`. True if it is held now; else it waits for all conflicting ranges asked for before it."""
+        for other in self._near(r):
+            if r.conflicts(other):
+                other.waiters.append(r)
+                r.blockers += 1
+        self.keep(r)
+        return not r.blockers
+
+    def keep(self, r: Range) -> None:
+        """Hold `r` without asking: its holder has the sectors already (a ghost of a range about to be released)."""
+        for key in self._keys(r):
+            self._buckets.setdefault(key, []).append(r)
+
+    def release(self, r: Range, ghosts: Iterable[Range] = ()) -> list[Range]:
+        """Give `r` back, keeping `ghosts` (parts of it) in its place. Returns the ranges that are held from now on."""
+        for key in self._keys(r):
+            bucket = self._buckets[key]
+            bucket.remove(r)
+            if not bucket:
+                del self._buckets[key]
+        ghosts = list(ghosts)
+        for ghost in ghosts:
+            self.keep(ghost)
+        granted: list[Range] = []
+        for waiter in r.waiters:
+            for ghost in ghosts:
+                if waiter.conflicts(ghost):
+                    ghost.waiters.append(waiter)
+                    waiter.blockers += 1
+            waiter.blockers -= 1
+            if not waiter.blockers:
+                granted.append(waiter)
+        r.waiters = []
+        return granted
+
+    def __len__(self) -> int:
+        return len({id(r) for bucket in self._buckets.values() for r in bucket})

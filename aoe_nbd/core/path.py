@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One way to a LUN: one of our interfaces to one MAC of the target, and how well it does."""
+
+from __future__ import annotations
+
+import enum
+import random
+
+from ..wire.frames import Config, sectors_per_frame
+from .constants import PROBE_OUT_FIRST
+from .copies import Copies
+from .flight import Class, Flight
+from .request import Kind
+from .window import Window
+
+CLASS_OF = {
+    Kind.READ: Class.READ,
+    Kind.WRITE: Class.WRITE,
+    Kind.FLUSH: Class.FLUSH,
+    Kind.TRIM: Class.FLUSH,
+    Kind.IDENTIFY: Class.CONTROL,
+    Kind.CHECK_POWER: Class.CONTROL,
+    Kind.QUERY: Class.CONTROL,
+}
+
+
+class PathState(enum.Enum):
+    """Only an UP path carries a client's requests; NEW, OUT and STRANGER ones are asked to IDENTIFY, a DOWN one nothing."""
+
+    NEW = "new"  # its identity is not known, or must be looked at again
+    UP = "up"
+    OUT = "out"  # does not answer
+    DOWN = "down"  # our interface has no carrier
+    STRANGER = "stranger"  # another disk answers there
+
+
+class Path:
+    """`link` names the interface to whoever moves the frames; `local` and `remote` are MACs; `mtu` in bytes."""
+
+    def __init__(
+        self,
+        link: str,
+        local: bytes,
+        remote: bytes,
+        mtu: int,
+        config: Config,
+        cap: int,
+        copies: Copies,
+        rng: random.Random,
+    ) -> None:
+        self.link, self.local, self.remote, self.mtu = link, local, remote, mtu
+        self.cap = cap  # the operator's limit on sectors in a frame
+        self.state = PathState.NEW
+        self.verified = False  # has carried this LUN's identity before
+        self.flights = {kind: Flight(copies, kind, rng) for kind in Class}
+        self.by_kind = [self.flights[CLASS_OF[kind]] for kind in sorted(CLASS_OF)]
+        self.window = Window(1)
+        self.strikes = 0  # timeouts in a row with nothing heard
+        self.heard = 0.0  # when a frame last came from there
+        self.next_probe = 0.0
+        self.probe_interval = PROBE_OUT_FIRST
+        self.hold_until = 0.0  # after a send that the interface refused
+        self.sectors = 0
+        self.buffers = 1
+        self.configured(config)
+
+    @property
+    def up(self) -> bool:
+        return self.state is PathState.UP
+
+    @property
+    def outstanding(self) -> int:
+        """Copies under way that occupy the target's buffers."""
+        f = self.flights
+        return f[Class.READ].count + f[Class.WRITE].count + f[Class.FLUSH].count + f[Class.CONTROL].count
+
+    def configured(self, config: Config) -> None:
+        """Take buffer and sector counts from a config reply or announcement."""
+        self.advertised = config.sector_count
+        self.buffers = max(1, config.buffer_count)
+        fresh = self.window.cap == 1 and self.buffers > 1
+        if fresh:
+            self.window = Window(self.buffers)
+        else:
+            self.window.set_cap(self.buffers)
+        self.resize(self.mtu)
+
+    def resize(self, mtu: int) -> None:
+        """Take our interface's MTU. `sectors` becomes what goes into one frame; at least 1, for the caller has checked."""
+        self.mtu = mtu
+        self.sectors = max(1, sectors_per_frame(self.advertised, mtu, self.cap))
+
+    def expected(self, kind: Kind) -> float:
+        """Roughly when one more command would be answered, in seconds from now."""
+        rtt = self.by_kind[kind].rtt
+        return (rtt.srtt or rtt.initial) * (1 + self.outstanding / max(1.0, self.window.size))
+
+    def __str__(self) -> str:
+        return f"{self.link} to {self.remote.hex(':')}"

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Device: one LUN as a disk of bytes. Found, identified, pinned, then read, written, flushed and trimmed.
+
+What the disk can do follows from its IDENTIFY and config replies; nothing is offered that would do nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from .core.exchange import Answer, Exchange
+from .core.initiator import HOLD, Event, Initiator, OnDead
+from .core.path import PathState
+from .core.request import Kind, Request
+from .engine import Engine
+from .wire.address import Address, format_mac
+from .wire.codes import ALL_SHELVES, ALL_SLOTS, BROADCAST_MAC, SECTOR
+from .wire.frames import ATA_SIZE, TRIM_ENTRIES, TRIM_RANGE, Config, FrameError, mtu_sectors
+from .wire.identify import Identify
+
+log = logging.getLogger("aoe_nbd")
+
+GRACE = 0.05  # s after a first answer in which the LUN's other paths may answer too
+IDENTIFY_GRACE = 0.5  # s after a first path is up in which the others may show who they are
+MAX_REQUEST = 32 << 20
+TRIM_MOST = TRIM_ENTRIES * TRIM_RANGE  # sectors of one DATA SET MANAGEMENT block
+
+
+class DeviceError(OSError):
+    """A request or an attach that failed: an errno, and one sentence."""
+
+
+def durability(identify: Identify) -> str:
+    """What an acknowledged write and an acknowledged flush mean on this target, as far as it can be known."""
+    model = identify.model.lower()
+    if identify.sync_writes:
+        return "every acknowledged write is on stable storage"
+    if identify.true_flush:
+        return "an acknowledged flush is on stable storage, a write before it may not be"
+    if "vblade" in model and "coraid" in model:
+        return (
+            "flushes are acknowledged but not carried out: writes are durable only if vblade was started with -s or -d"
+        )
+    if model == "ggaoed":
+        return "flushes are acknowledged but not carried out: durability is up to ggaoed's own direct-io setting"
+    if not identify.flush:
+        return "the target offers no flush: durability is up to its own settings"
+    return "the target acknowledges flushes; whether they reach stable storage is up to it"
+
+
+def find(
+    engine: Engine, address: Address | None, timeout: float, macs: Sequence[bytes] = (), grace: float | None = GRACE
+) -> list[Answer]:
+    """Ask for LUNs by Query Config: one (`address`) or all, at `macs` or by broadcast. One answer a LUN, link and MAC."""
+    now = time.monotonic()
+    shelf, slot = address or (ALL_SHELVES, ALL_SLOTS)
+    exchanges = [
+        Exchange(
+            engine.addresses(),
+            Config(),
+            seed=engine.seed(),
+            now=now,
+            timeout=timeout,
+            shelf=shelf,
+            slot=slot,
+            remote=remote,
+        )
+        for remote in macs or [BROADCAST_MAC]
+    ]
+    found: dict[tuple[Address, str, bytes], Answer] = {}
+    for exchange in exchanges:
+        for answer in engine.ask(exchange, grace).answers:
+            found.setdefault((answer.address, answer.link, answer.mac), answer)
+    return list(found.values())
+
+
+def config_of(answer: Answer) -> Config | None:
+    """The configuration in a reply to Query Config; None for a refusal or for nonsense."""
+    if answer.header.failed:
+        return None
+    try:
+        return Config.parse(answer.frame)
+    except FrameError:
+        return None
+
+
+class Device:
+    """One LUN. `open` it first; then every method may be called from any thread, and blocks until done.
+
+    Raises DeviceError (an OSError with errno) wherever something fails.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        address: Address,
+        *,
+        macs: Sequence[bytes] = (),
+        cap: int = 255,
+        on_dead: OnDead = HOLD,
+        read_only: bool = False,
+    ) -> None:
+        self.engine, self.address, self.macs, self._read_only = engine, address, tuple(macs), read_only
+        self.initiator = Initiator(
+            address, seed=engine.seed(), now=time.monotonic(), cap=cap, on_dead=on_dead, learn_paths=not macs
+        )
+
+    # -- attach ------------------------------------------------------------------------------------------------------
+
+    def open(self, timeout: float) -> None:
+        """Find the LUN's paths, have each show its disk, and pin that. Raises DeviceError within about `timeout` s."""
+        engine, address = self.engine, self.address
+        answers = find(engine, address, timeout, self.macs)
+        configs = [(answer, config) for answer in answers if (config := config_of(answer)) is not None]
+        if not configs:
+            raise DeviceError(errno.ENODEV, self._nobody(timeout))
+        silent = [mac for mac in self.macs if mac not in {answer.mac for answer, _ in configs}]
+        if silent:
+            raise DeviceError(
+                errno.ENODEV,
+                f"mac={format_mac(silent[0])} does not serve {address}: `aoe-nbd discover` shows the MACs that do",
+            )
+        engine.add(self.initiator)
+        try:
+            self._identify(configs, timeout)
+        except BaseException:
+            engine.remove(self.initiator)
+            raise
+        log.info("%s: %s", address, self.describe())
+        log.info("%s: %s", address, durability(self.identify))
+
+    def _nobody(self, timeout: float) -> str:
+        where = ", ".join(self.engine.links)
+        which = f" at mac={', '.join(map(format_mac, self.macs))}" if self.macs else ""
+        others = [] if not self.macs else find(self.engine, self.address, 1.0)
+        if others:
+            known = ", ".join(sorted({format_mac(answer.mac) for answer in others}))
+            return f"mac={format_mac(self.macs[0])} does not serve {self.address}: {known} does"
+        return (
+            f"no answer from {self.address}{which} within {timeout:g} s on {where}: `aoe-nbd discover` shows the exports "
+            f"that answer there; check shelf and slot, the interface, the cable or VLAN, and that the target runs"
+        )
+
+    def _identify(self, configs: list[tuple[Answer, Config]], timeout: float) -> None:
+        engine, initiator = self.engine, self.initiator
+        now = time.monotonic()
+        for answer, config in configs:
+            link = engine.links[answer.link]
+            if not mtu_sectors(link.mtu):
+                raise DeviceError(
+                    errno.EINVAL,
+                    f"interface {link.name} has an MTU of {link.mtu}, too small for one sector: AoE needs {ATA_SIZE + SECTOR}",
+                )
+            initiator.add_path(link.name, link.mac, answer.mac, link.mtu, config, now)
+        engine.kick()
+        engine.wait(lambda: initiator.up, now + timeout)
+        refusals = self._refusals()
+        if not initiator.up:
+            raise DeviceError(errno.ENODEV, refusals or f"{self.address} answers Query Config but not IDENTIFY")
+        engine.wait(
+            lambda: all(path.state is not PathState.NEW for path in initiator.paths), time.monotonic() + IDENTIFY_GRACE
+        )
+        strangers = [path for path in initiator.paths if path.state is PathState.STRANGER]
+        if strangers:
+            ours = ", ".join(str(path) for path in initiator.paths if path.up)
+            raise DeviceError(
+                errno.ENOTUNIQ,
+                f"two different disks answer for {self.address}: one by {ours}, another by "
+                f"{', '.join(map(str, strangers))}; give one of them another shelf or slot, or say which by mac=",
+            )
+
+    def _refusals(self) -> str:
+        with self.engine.locked():
+            return "; ".join(event.text for event in self.initiator.history if event.what in ("refused", "empty"))
+
+    def close(self) -> None:
+        """Let go of the LUN."""
+        self.engine.remove(self.initiator)
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def identify(self) -> Identify:
+        """The pinned IDENTIFY, with today's capacity."""
+        identify = self.initiator.identify
+        if identify is None:
+            raise DeviceError(errno.ENODEV, f"{self.address} is not open")
+        return identify
+
+    @property
+    def size(self) -> int:
+        """Capacity in bytes."""
+        return self.identify.sectors * SECTOR
+
+    @property
+    def block_size(self) -> tuple[int, int, int]:
+        """Least, best and largest size of a request in bytes."""
+        identify = self.identify
+        least = max(SECTOR, identify.logical_size)
+        return least, max(4096, least, identify.physical_size), MAX_REQUEST
+
+    @property
+    def can_write(self) -> bool:
+        return not self._read_only and not self.identify.read_only
+
+    @property
+    def can_flush(self) -> bool:
+        return self.identify.flush or self.identify.flush_ext
+
+    @property
+    def native_fua(self) -> bool:
+        return self.identify.fua and self.identify.lba48
+
+    @property
+    def can_trim(self) -> bool:
+        return self.identify.trim
+
+    @property
+    def can_zero(self) -> bool:
+        """Whether trimmed sectors surely read as zeros. ATA's RZAT bit lies on some disks, so only our target's counts."""
+        return self.identify.trim and self.identify.trim_zeroes and self.identify.vendor_known
+
+    def describe(self) -> str:
+        """One line for a log."""
+        i = self.identify
+        paths = ", ".join(str(path) for path in self.initiator.paths if path.up)
+        return f"{i.model} {i.firmware}, serial {i.serial}, {i.sectors} sectors, by {paths}"
+
+    # -- I/O ---------------------------------------------------------------------------------------------------------
+
+    def _do(self, request: Request) -> Request:
+        self.engine.execute(self.initiator, request)
+        if request.error:
+            raise DeviceError(request.error, f"{self.address}: {request.reason}")
+        return request
+
+    def _inside(self, offset: int, length: int, past: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise DeviceError(
+                past,
+                f"{self.address}: bytes {offset} to {offset + length} reach past the end of the disk at {self.size}",
+            )
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from byte `offset`. EINVAL past the end; the target is not asked then."""
+        length = len(buffer)
+        self._inside(offset, length, errno.EINVAL)
+        if not length:
+            return
+        if offset % SECTOR or length % SECTOR:
+            first, last = offset // SECTOR, -(-(offset + length) // SECTOR)
+            whole = bytearray((last - first) * SECTOR)
+            self._do(Request(Kind.READ, first, last - first, memoryview(whole)))
+            skip = offset - first * SECTOR
+            buffer[:] = whole[skip : skip + length]
+            return
+        self._do(Request(Kind.READ, offset // SECTOR, length // SECTOR, buffer))
+
+    def write(self, buffer: memoryview, offset: int, fua: bool = False) -> None:
+        """Write `buffer` at byte `offset`. ENOSPC past the end, EPERM on a read-only disk; the target is not asked then."""
+        length = len(buffer)
+        self._writable()
+        self._inside(offset, length, errno.ENOSPC)
+        if not length:
+            return
+        native = fua and self.native_fua
+        if offset % SECTOR or length % SECTOR:
+            self._write_unaligned(buffer, offset, native)
+        else:
+            self._do(Request(Kind.WRITE, offset // SECTOR, length // SECTOR, buffer, native))
+        if fua and not native:
+            self.flush()
+
+    def _write_unaligned(self, buffer: memoryview, offset: int, fua: bool) -> None:
+        """Read, modify, write, with the range locked, so that a neighbour's bytes in the same sector are never torn."""
+        length = len(buffer)
+        first, last = offset // SECTOR, -(-(offset + length) // SECTOR)
+        whole = bytearray((last - first) * SECTOR)
+        view = memoryview(whole)
+        with self._locked(first, last - first) as lock:
+            if offset % SECTOR:
+                self._do(Request(Kind.READ, first, 1, view[:SECTOR], under=lock))
+            if (offset + length) % SECTOR and (last - first > 1 or not offset % SECTOR):
+                self._do(Request(Kind.READ, last - 1, 1, view[-SECTOR:], under=lock))
+            skip = offset - first * SECTOR
+            view[skip : skip + length] = buffer
+            self._do(Request(Kind.WRITE, first, last - first, view, fua, under=lock))
+
+    @contextmanager
+    def _locked(self, first: int, count: int) -> Iterator[Request]:
+        lock = Request(Kind.LOCK, first, count)
+        try:
+            yield self._do(lock)
+        finally:
+            self.engine.release(self.initiator, lock)
+
+    def flush(self) -> None:
+        """Have the target flush its cache; what that means is `durability`'s to say."""
+        if self.can_flush:
+            self._do(Request(Kind.FLUSH))
+
+    def trim(self, offset: int, length: int) -> None:
+        """Tell the target that these bytes are not needed. Sectors only partly inside stay as they are."""
+        self._writable()
+        self._inside(offset, length, errno.ENOSPC)
+        first, last = -(-offset // SECTOR), (offset + length) // SECTOR
+        while first < last:
+            count = min(last - first, TRIM_MOST)
+            self._do(Request(Kind.TRIM, first, count))
+            first += count
+
+    def zero(self, offset: int, length: int) -> None:
+        """Zero these bytes by trimming them (where `can_zero`), the sectors only partly inside by writing."""
+        self._writable()
+        self._inside(offset, length, errno.ENOSPC)
+        if not self.can_zero:
+            raise DeviceError(errno.EOPNOTSUPP, f"{self.address} has no surely zeroing trim")
+        end = offset + length
+        head = min(end, -(-offset // SECTOR) * SECTOR)
+        tail = max(head, end // SECTOR * SECTOR)
+        for start, stop in ((offset, head), (tail, end)):
+            if start < stop:
+                self.write(memoryview(bytes(stop - start)), start)
+        self.trim(head, tail - head)
+
+    def check_power(self) -> None:
+        """CHECK POWER MODE: the cheapest question whose answer comes from the disk."""
+        self._do(Request(Kind.CHECK_POWER))
+
+    def _writable(self) -> None:
+        if not self.can_write:
+            raise DeviceError(errno.EPERM, f"{self.address} is read-only")
+
+    def log_event(self, event: Event) -> None:
+        """Say what has happened to the LUN."""
+        serious = event.what in ("dead", "path-out", "path-down", "path-stranger", "refused")
+        log.log(logging.WARNING if serious else logging.INFO, "%s", event.text)

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine: moves frames between the sans-IO core and the links. The only clock, and the only thread of ours that waits.
+
+A caller's thread submits its request and sends what the window lets out at once, under the engine's lock; then it sleeps
+on its slot's eventfd. The I/O thread receives, runs the timers and sends the rest. Before `start` there is no such thread
+(nbdkit forks between discovery and service): a waiting caller then turns the loop itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import secrets
+import select
+import struct
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+from .core import encode
+from .core.exchange import Exchange
+from .core.flight import FOREVER
+from .core.initiator import Event, Initiator, Run
+from .core.request import Kind, Request
+from .link import Interface, InterfaceWatch, Link, interfaces
+from .link.packet import address_of, errno_name
+from .wire.address import Address
+from .wire.codes import SECTOR
+from .wire.frames import HEADER_SIZE
+
+log = logging.getLogger("aoe_nbd")
+
+_ADDRESS = struct.Struct(">HB")
+_ADDRESS_OFFSET = 16
+_EVERY = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
+_FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Timer:
+    """A timerfd: epoll's own timeout is too coarse for a network with round trips of 100 µs."""
+
+    def __init__(self) -> None:
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        self.fd = _libc.timerfd_create(time.CLOCK_MONOTONIC, flags)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self._spec = (ctypes.c_long * 4)()
+        self.at = FOREVER
+
+    def set(self, at: float) -> None:
+        """Fire at monotonic time `at`, if that is earlier than what is set. It may fire for nothing."""
+        if at >= self.at:
+            return
+        self.at = at
+        self._spec[2] = int(at)
+        self._spec[3] = max(1, int((at - int(at)) * 1e9))
+        _libc.timerfd_settime(self.fd, 1, ctypes.byref(self._spec), None)  # 1: absolute
+
+    def fired(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 8)
+        self.at = FOREVER
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Engine:
+    """Initiators and exchanges over a set of links. All public methods may be called from any thread."""
+
+    def __init__(self, links: Iterable[Link], on_event: Callable[[Initiator, Event], None] | None = None) -> None:
+        self.links = {link.name: link for link in links}
+        self.counters: Counter[str] = Counter()
+        self._on_event = on_event or (lambda initiator, event: None)
+        self._initiators: dict[Address, Initiator] = {}
+        self._exchanges: list[Exchange] = []
+        self._lock = threading.RLock()
+        self._slots: deque[int] = deque()  # idle eventfds
+        self._thread: threading.Thread | None = None
+        self._watch: InterfaceWatch | None = None
+        self._stopped = False
+        self._finished = 0
+        self._told: list[tuple[Initiator, Event]] = []
+        self._timer = _Timer()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._timer.fd, select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._by_fd: dict[int, Link] = {}
+        for link in self.links.values():
+            self._register(link)
+
+    def _register(self, link: Link) -> None:
+        self._by_fd[link.fileno()] = link
+        self._epoll.register(link.fileno(), select.EPOLLIN)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run the loop in a thread of its own from now on. Call it in the process that serves, after any fork."""
+        self._watch = InterfaceWatch()
+        self._epoll.register(self._watch.fileno(), select.EPOLLIN)
+        self._refresh()
+        self._thread = threading.Thread(target=self._run, name="aoe-io", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Fail what waits, end the thread and close everything. May be called twice."""
+        self.abandon(errno.ESHUTDOWN, "the bridge is shutting down")
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._lock:
+            if self._epoll.closed:
+                return
+            self._epoll.close()
+            if self._watch is not None:
+                self._watch.close()
+            for link in self.links.values():
+                link.close()
+            self._timer.close()
+            os.close(self._wake)
+            for fd in self._slots:
+                os.close(fd)
+
+    def abandon(self, error: int, reason: str) -> None:
+        """Fail all that is under way, and all that comes after it."""
+        with self._lock:
+            self._stopped = True
+            for initiator in self._initiators.values():
+                initiator.abandon(error, reason, time.monotonic())
+                self._collect(initiator)
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    def add(self, initiator: Initiator) -> None:
+        """Run this initiator from now on. One a LUN: the interval lock is its own."""
+        with self._lock:
+            if initiator.address in self._initiators:
+                raise ValueError(f"{initiator.address} has an initiator already")
+            self._initiators[initiator.address] = initiator
+        self.kick()
+
+    def remove(self, initiator: Initiator) -> None:
+        """Run it no longer."""
+        with self._lock:
+            self._initiators.pop(initiator.address, None)
+
+    def find(self, address: Address) -> Initiator | None:
+        """The initiator of this LUN, if there is one."""
+        return self._initiators.get(address)
+
+    def execute(self, initiator: Initiator, request: Request) -> None:
+        """Submit `request` and wait until it is done; its `error` tells how it went."""
+        slots = self._slots
+        try:
+            slot = slots.pop()
+        except IndexError:
+            slot = os.eventfd(0, os.EFD_CLOEXEC)
+        request.token = slot
+        with self._lock:
+            if self._stopped:
+                request.error, request.reason, request.done, request.data = (
+                    errno.ESHUTDOWN,
+                    "the bridge is ending",
+                    True,
+                    None,
+                )
+                slots.append(slot)
+                return
+            now = time.monotonic()
+            initiator.submit(request, now)
+            self._transmit(initiator, now)
+            self._collect(initiator)
+            self._timer.set(initiator.timer())
+        if self._thread is None:
+            self.wait(lambda: request.done, FOREVER)
+        os.eventfd_read(slot)
+        slots.append(slot)
+
+    def release(self, initiator: Initiator, lock: Request) -> None:
+        """Give back the range of a LOCK request."""
+        with self._lock:
+            now = time.monotonic()
+            initiator.release(lock, now)
+            self._transmit(initiator, now)
+            self._collect(initiator)
+            self._timer.set(initiator.timer())
+
+    def ask(self, exchange: Exchange, grace: float | None = None) -> Exchange:
+        """Put a question and wait for its answers. With `grace`, stop that many seconds after the first of them."""
+        first = FOREVER
+
+        def over() -> bool:
+            nonlocal first
+            now = time.monotonic()
+            if exchange.answers and first == FOREVER:
+                first = now
+            return exchange.done(now) or (grace is not None and now >= first + grace)
+
+        with self._lock:
+            self._exchanges.append(exchange)
+        self.kick()
+        self.wait(over, FOREVER)
+        with self._lock:
+            self._exchanges.remove(exchange)
+        return exchange
+
+    def stuck_at(self) -> int | None:
+        """None if no request waits; else how many are finished so far."""
+        if not any(initiator.waiting for initiator in list(self._initiators.values())):
+            return None
+        return self._finished
+
+    def addresses(self) -> list[tuple[str, bytes]]:
+        """(name, MAC) of each link, as `Exchange` wants them."""
+        return [(link.name, link.mac) for link in self.links.values()]
+
+    def seed(self) -> int:
+        """An unpredictable number to start tags from."""
+        return secrets.randbits(62)
+
+    def wait(self, over: Callable[[], bool], deadline: float) -> bool:
+        """Let things happen until `over()`, or until monotonic time `deadline`. Returns the last `over()`."""
+        while not over():
+            now = time.monotonic()
+            if now >= deadline or self._stopped:
+                return over()
+            if self._thread is None:
+                self._step(min(0.01, deadline - now))
+            else:
+                time.sleep(_EVERY)
+        return True
+
+    def locked(self) -> contextlib.AbstractContextManager[object]:
+        """Hold the loop off, to read a state that it changes."""
+        return self._lock
+
+    def kick(self) -> None:
+        """Have the loop look at everything now."""
+        os.eventfd_write(self._wake, 1)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        faults = 0
+        while not self._stopped:
+            try:
+                self._step(None)
+                faults = 0
+            except Exception:
+                # A fault of ours must not leave a guest's request waiting for ever on a thread that is gone.
+                self.counters["faults"] += 1
+                faults += 1
+                log.error("internal error: %s", traceback.format_exc())
+                if faults >= _FAULTS:
+                    self.abandon(errno.EIO, "internal error")
+                    return
+                time.sleep(0.01)
+
+    def _step(self, timeout: float | None) -> None:
+        ready = self._epoll.poll(timeout)
+        with self._lock:
+            if self._stopped:
+                return
+            now = time.monotonic()
+            for fd, events in ready:
+                link = self._by_fd.get(fd)
+                if link is not None:
+                    self._receive(link, now)
+                    if events & select.EPOLLERR:
+                        self.counters[f"link_error_{errno_name(link.error())}"] += 1
+                elif fd == self._timer.fd:
+                    self._timer.fired()
+                elif fd == self._wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._wake)
+                else:
+                    self._links_changed(now)
+            at = FOREVER
+            for exchange in self._exchanges:
+                for name, frame in exchange.due(now):
+                    self._send_frame(self.links[name], frame)
+                at = min(at, exchange.timer())
+            for initiator in self._initiators.values():
+                if initiator.timer() <= now:
+                    initiator.tick(now)
+                self._transmit(initiator, now)
+                self._collect(initiator)
+                at = min(at, initiator.timer())
+            self._timer.set(at)
+            told, self._told = self._told, []
+        for initiator, event in told:
+            self._on_event(initiator, event)
+
+    def _receive(self, link: Link, now: float) -> None:
+        frames = link.receive()
+        for frame in frames:
+            if any(exchange.receive(link.name, frame, now) for exchange in self._exchanges):
+                continue
+            if len(frame) < HEADER_SIZE:
+                self.counters["dropped_short"] += 1
+                continue
+            initiator = self._initiators.get(Address._make(_ADDRESS.unpack_from(frame, _ADDRESS_OFFSET)))
+            if initiator is None:
+                self.counters["dropped_address"] += 1
+            else:
+                initiator.receive(link.name, frame, now)
+        link.release()
+
+    def _transmit(self, initiator: Initiator, now: float) -> None:
+        for run in initiator.transmit(now):
+            sent, failure = self._send(initiator, run)
+            if sent < run.count:
+                initiator.unsent(run, sent, errno_name(failure), now)
+
+    def _send(self, initiator: Initiator, run: Run) -> tuple[int, int]:
+        """Send a run. Returns how many of its frames went out, and the errno if not all did."""
+        link = self.links[run.path.link]
+        try:
+            if run.count == 1:
+                header, payload = encode.frame(initiator, run)
+                if payload is None:
+                    link.send(header)
+                else:
+                    link.send(header, payload)
+                return 1, 0
+            rows = encode.headers(initiator, run)
+            if run.request.kind is not Kind.WRITE:
+                return link.send_run(rows, 0, 0, 0), link.failure
+            at = address_of(run.request.data) + run.offset * SECTOR
+            return link.send_run(rows, at, run.step * SECTOR, run.length * SECTOR), link.failure
+        except OSError as error:
+            return 0, error.errno or errno.EIO
+
+    def _send_frame(self, link: Link, frame: bytes) -> None:
+        try:
+            link.send(frame)
+        except OSError as error:
+            self.counters[f"send_failed_{errno_name(error.errno or errno.EIO)}"] += 1
+
+    def _collect(self, initiator: Initiator) -> None:
+        """Wake those whose requests are done; keep the events for outside the lock."""
+        if initiator.completed:
+            self._finished += len(initiator.completed)
+            for request in initiator.completed:
+                if request.token is not None:
+                    os.eventfd_write(request.token, 1)
+            initiator.completed.clear()
+        if initiator.events:
+            self._told += [(initiator, event) for event in initiator.events]
+            initiator.events.clear()
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self.kick()
+
+    # -- links -------------------------------------------------------------------------------------------------------
+
+    def _links_changed(self, now: float) -> None:
+        assert self._watch is not None
+        changes = self._watch.read()
+        if changes is None:
+            self._refresh()
+            return
+        for found, exists in changes:
+            link = self.links.get(found.name)
+            if link is not None:
+                self._update(link, found, exists, now)
+
+    def _refresh(self) -> None:
+        """Look at all our interfaces, for changes may have been missed."""
+        present = {found.name: found for found in interfaces()}
+        for link in self.links.values():
+            found = present.get(link.name)
+            if found is not None:
+                self._update(link, found, True, time.monotonic())
+
+    def _update(self, link: Link, found: Interface, exists: bool, now: float) -> None:
+        def closing() -> None:
+            del self._by_fd[link.fileno()]
+            self._epoll.unregister(link.fileno())
+
+        if not link.update(found, exists, closing):
+            return
+        if link.fileno() not in self._by_fd:
+            self._register(link)
+        log.info("interface %s: %s, mtu %d", link.name, "up" if link.up else "down", link.mtu)
+        self.counters["link_changes"] += 1
+        for initiator in self._initiators.values():
+            initiator.link_changed(link.name, link.mac, link.mtu, link.up, now)

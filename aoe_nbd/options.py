@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The parameters of a bridge, as `key=value` on nbdkit's command line: their names, defaults and meaning, and their parser."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .core.initiator import FAIL, HOLD, OnDead
+from .wire.address import Address, parse_address, parse_mac, parse_shelf, parse_slot
+
+
+class Parameter(NamedTuple):
+    """One row of the table that README and --dump-plugin show."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+PARAMETERS = (
+    Parameter(
+        "target", "", "address of the LUN, e<shelf>.<slot>; without it (and shelf, slot) the NBD export name chooses"
+    ),
+    Parameter("shelf", "", "shelf (major), 0 to 65534; goes with slot"),
+    Parameter("slot", "", "slot (minor), 0 to 254; goes with shelf"),
+    Parameter(
+        "mac", "", "MAC of the target, repeatable or a comma list: the LUN's paths; found by Query Config if not given"
+    ),
+    Parameter(
+        "interface", "", "Ethernet interface to use, repeatable or a comma list; needed unless exactly one is up"
+    ),
+    Parameter("netif", "", "the same as interface"),
+    Parameter("sectors", "255", "most sectors in one frame; the target's limit and the MTU count too"),
+    Parameter("readonly", "false", "serve the LUN read-only"),
+    Parameter("on-dead", "hold", "when the target does not answer: hold, fail (after 5 s), or fail-after=SECONDS"),
+    Parameter("connect-timeout", "10", "seconds to wait for the target when attaching"),
+    Parameter("cpu", "", "CPU to run on; all if not given"),
+    Parameter(
+        "pin-threads", "true", "keep Python's thread states alive between requests (an off switch for a fast path)"
+    ),
+    Parameter("debug", "false", "log more"),
+)
+_ALIASES = {"netif": "interface", "fail-after": "on-dead"}
+_TRUE, _FALSE = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n")
+
+
+class OptionError(ValueError):
+    """A parameter that cannot be used; the message is one sentence."""
+
+
+def _boolean(name: str, text: str) -> bool:
+    value = text.lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise OptionError(f"{name}={text} is neither true nor false: give true or false")
+
+
+def _number(name: str, text: str, low: float, high: float) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not low <= float(text) <= high:
+        raise OptionError(f"{name}={text} is not a number from {low:g} to {high:g}")
+    return float(text)
+
+
+def parse_on_dead(text: str) -> OnDead:
+    """`hold`, `fail` or `fail-after=SECONDS`. Raises OptionError."""
+    if text == "hold":
+        return HOLD
+    if text == "fail":
+        return FAIL
+    match = re.fullmatch(r"fail-after[=:](.*)", text)
+    if not match:
+        raise OptionError(f"on-dead={text} is unknown: give hold, fail, or fail-after=SECONDS")
+    return OnDead(_number("fail-after", match[1], 0.1, 1e6))
+
+
+@dataclass
+class Options:
+    """Parsed parameters. `address` is None if the NBD export name is to choose."""
+
+    address: Address | None = None
+    macs: list[bytes] = field(default_factory=list)
+    interfaces: list[str] = field(default_factory=list)
+    sectors: int = 255
+    readonly: bool = False
+    on_dead: OnDead = HOLD
+    connect_timeout: float = 10.0
+    cpu: int | None = None
+    pin_threads: bool = True
+    debug: bool = False
+    _shelf: int | None = None
+    _slot: int | None = None
+
+    def set(self, key: str, value: str) -> None:
+        """Take one `key=value`. Underscores and hyphens are the same in keys. Raises OptionError."""
+        name = key.replace("_", "-").lower()
+        if name not in {p.name for p in PARAMETERS} and name != "fail-after":
+            known = ", ".join(p.name for p in PARAMETERS)
+            raise OptionError(f"unknown parameter {key}={value}: the parameters are {known}")
+        value = value.strip()
+        try:
+            self._set(name, value)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+
+    def _set(self, name: str, value: str) -> None:
+        match _ALIASES.get(name, name):
+            case "target":
+                self.address = parse_address(value)
+            case "shelf":
+                self._shelf = parse_shelf(value)
+            case "slot":
+                self._slot = parse_slot(value)
+            case "mac":
+                for mac in map(parse_mac, value.split(",")):
+                    if mac not in self.macs:
+                        self.macs.append(mac)
+            case "interface":
+                for interface in value.split(","):
+                    if not interface.strip():
+                        raise OptionError(f"{name}={value} names no interface: `ip link` lists them")
+                    if interface.strip() not in self.interfaces:
+                        self.interfaces.append(interface.strip())
+            case "sectors":
+                self.sectors = int(_number(name, value, 1, 255))
+            case "readonly":
+                self.readonly = _boolean(name, value)
+            case "on-dead":
+                self.on_dead = parse_on_dead(f"fail-after={value}" if name == "fail-after" else value)
+            case "connect-timeout":
+                self.connect_timeout = _number(name, value, 0.1, 86400)
+            case "cpu":
+                self.cpu = int(_number(name, value, 0, 4095))
+            case "pin-threads":
+                self.pin_threads = _boolean(name, value)
+            case "debug":
+                self.debug = _boolean(name, value)
+
+    def complete(self) -> None:
+        """Check what only the whole can show. Raises OptionError."""
+        if (self._shelf is None) != (self._slot is None):
+            have, lack = ("shelf", "slot") if self._slot is None else ("slot", "shelf")
+            raise OptionError(f"{have} is given without {lack}: give both, or target=e<shelf>.<slot>")
+        if self._shelf is not None and self._slot is not None:
+            address = Address(self._shelf, self._slot)
+            if self.address not in (None, address):
+                raise OptionError(
+                    f"target={self.address} and shelf={self._shelf} slot={self._slot} disagree: give one of them"
+                )
+            self.address = address
+        if self.macs and self.address is None:
+            raise OptionError("mac is given without an address: give shelf and slot, or target=e<shelf>.<slot>")

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""nbdkit's Python plugin: its parameters and callbacks, and nothing else.
+
+    nbdkit python aoe_nbd/plugin.py mac=02:00:00:00:00:01 shelf=1 slot=0
+
+nbdkit runs this file as a script, from a checkout or from an installed package; nothing else may import it but
+`nbdkit-aoe-plugin`, which stands in nbdkit's own folder for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+# nbdkit puts no folder of ours on the path, and __file__ is only there while the top level runs.
+_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if _root not in sys.path:
+    sys.path.insert(0, _root)
+
+import nbdkit  # noqa: E402
+
+from aoe_nbd import __version__  # noqa: E402
+from aoe_nbd.bridge import Bridge, log_to_stderr  # noqa: E402
+from aoe_nbd.device import Device  # noqa: E402
+from aoe_nbd.options import PARAMETERS, OptionError, Options  # noqa: E402
+from aoe_nbd.threadstate import Pins  # noqa: E402
+
+API_VERSION = 2
+_WATCH = 0.25  # s between looks for requests that are stuck
+
+_options = Options()
+_bridge = Bridge(_options)
+_pins = Pins(False)
+
+
+class AoeError(Exception):
+    """What nbdkit shows: one sentence."""
+
+
+def _refuse(error: Exception) -> AoeError:
+    """The exception to raise for `error`, with nbdkit told the errno."""
+    code = getattr(error, "errno", None) or errno.EINVAL
+    nbdkit.set_error(code)
+    return AoeError(getattr(error, "strerror", None) or str(error))
+
+
+def _end(error: Exception) -> None:
+    """Say why the bridge cannot be, on the user's terminal, and end: nbdkit would put a traceback around the sentence."""
+    sys.stderr.write(f"nbdkit: aoe: {getattr(error, 'strerror', None) or error}\n")
+    sys.stderr.flush()
+    _bridge.stop()
+    os._exit(1)
+
+
+def dump_plugin() -> None:
+    """`nbdkit … --dump-plugin`: the parameters, for nbdkit's --help cannot show them."""
+    print(f"aoe_nbd_version={__version__}")
+    for parameter in PARAMETERS:
+        print(f"aoe_{parameter.name.replace('-', '_')}={parameter.default}  # {parameter.meaning}")
+    sys.stdout.flush()
+
+
+def config(key: str, value: str) -> None:
+    try:
+        _options.set(key, value)
+    except OptionError as error:
+        _end(error)
+
+
+def config_complete() -> None:
+    try:
+        _options.complete()
+    except OptionError as error:
+        _end(error)
+
+
+def thread_model() -> int:
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def get_ready() -> None:
+    """Still privileged and on the terminal: open the links, find the target, and say clearly why not."""
+    log_to_stderr(_options.debug)
+    try:
+        _bridge.ready()
+    except (OSError, OptionError) as error:
+        _end(error)
+
+
+def after_fork() -> None:
+    global _pins
+    _pins = Pins(_options.pin_threads)
+    _bridge.start()
+    threading.Thread(target=_watch_shutdown, name="aoe-shutdown", daemon=True).start()
+
+
+def _watch_shutdown() -> None:
+    """nbdkit waits for callbacks before it ends, and a dead target would let none return: on shutdown, fail them all.
+
+    Only nbdkit_nanosleep tells of a shutdown, and it complains on stderr then; so ask it only while requests are stuck.
+    (Not nbdkit.nanosleep, which holds the GIL.)
+    """
+    pause = ctypes.CDLL(None).nbdkit_nanosleep
+    before = -1
+    while True:
+        finished = _bridge.stuck_at()
+        if finished is None or finished != before:
+            before = -1 if finished is None else finished
+            time.sleep(_WATCH)
+        elif pause(0, int(_WATCH * 1e9)) != 0:
+            _bridge.abandon(errno.ESHUTDOWN, "nbdkit is shutting down")
+            return
+
+
+def cleanup() -> None:
+    _bridge.stop()
+
+
+def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
+    return _bridge.exports()
+
+
+def default_export(readonly: bool, is_tls: bool) -> str:
+    return str(_options.address or "")
+
+
+def open(readonly: bool) -> Device:
+    try:
+        return _bridge.device(nbdkit.export_name())
+    except (OSError, OptionError) as error:
+        raise _refuse(error) from None
+
+
+def close(h: Device) -> None:
+    _pins.reap()
+
+
+def export_description(h: Device) -> str:
+    return h.describe()
+
+
+def get_size(h: Device) -> int:
+    return h.size
+
+
+def block_size(h: Device) -> tuple[int, int, int]:
+    return h.block_size
+
+
+def is_rotational(h: Device) -> bool:
+    return h.identify.rotating
+
+
+def can_write(h: Device) -> bool:
+    return h.can_write
+
+
+def can_flush(h: Device) -> bool:
+    return h.can_flush
+
+
+def can_fua(h: Device) -> int:
+    if h.native_fua:
+        return int(nbdkit.FUA_NATIVE)
+    return int(nbdkit.FUA_EMULATE if h.can_flush else nbdkit.FUA_NONE)
+
+
+def can_multi_conn(h: Device) -> bool:
+    return True  # all clients share one initiator, and the target holds the only cache
+
+
+def can_trim(h: Device) -> bool:
+    return h.can_trim
+
+
+def can_zero(h: Device) -> bool:
+    return h.can_zero
+
+
+def pread(h: Device, buf: Any, offset: int, flags: int) -> None:
+    _pins.pin()
+    try:
+        h.read(memoryview(buf), offset)
+    except OSError as error:
+        raise _refuse(error) from None
+
+
+def pwrite(h: Device, buf: Any, offset: int, flags: int) -> None:
+    _pins.pin()
+    try:
+        h.write(memoryview(buf), offset, bool(flags & nbdkit.FLAG_FUA))
+    except OSError as error:
+        raise _refuse(error) from None
+
+
+def flush(h: Device, flags: int) -> None:
+    _pins.pin()
+    try:
+        h.flush()
+    except OSError as error:
+        raise _refuse(error) from None
+
+
+def trim(h: Device, count: int, offset: int, flags: int) -> None:
+    _pins.pin()
+    try:
+        h.trim(offset, count)
+        if flags & nbdkit.FLAG_FUA:
+            h.flush()
+    except OSError as error:
+        raise _refuse(error) from None
+
+
+def zero(h: Device, count: int, offset: int, flags: int) -> None:
+    _pins.pin()
+    if not flags & nbdkit.FLAG_MAY_TRIM:
+        nbdkit.set_error(errno.EOPNOTSUPP)  # keep it allocated: nbdkit writes zeros then
+        raise AoeError("zero without trim")
+    try:
+        h.zero(offset, count)
+        if flags & nbdkit.FLAG_FUA:
+            h.flush()
+    except OSError as error:
+        raise _refuse(error) from None
