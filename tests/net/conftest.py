@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
 
 @pytest.fixture(params=[1500, 9000], ids=["mtu1500", "mtu9000"])
 def mtu(request: pytest.FixtureRequest) -> int:
-    """Both MTUs; a test that needs only one overrides it by `@pytest.mark.parametrize("mtu", [9000])`."""
+    """Both MTUs; a module that needs only one overrides this fixture."""
     return int(request.param)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from conftest import IMAGE_SIZE
 from lab import MIB, Bridge, Process, assert_same, run, write_random
 
@@ -41,9 +42,7 @@ def test_qemu_img(disk: Path, image: Path, target: Start, bridge: Callable[..., 
     assert_same(image, folder / "copy", IMAGE_SIZE)
 
 
-def test_qemu_img_compare_tells_a_difference(
-    folder: Path, target: Start, bridge: Callable[..., Bridge]
-) -> None:
+def test_qemu_img_compare_tells_a_difference(folder: Path, target: Start, bridge: Callable[..., Bridge]) -> None:
     """The check of the checks above: one wrong byte in the target's file is found through the bridge."""
     original, disk = folder / "original", folder / "disk"
     write_random(original, 16 * MIB, seed=3)
