@@ -55,7 +55,9 @@ class Backend:
                 raise BackendError(f"{path} is neither a file nor a block device: give one of these to export")
             self._fd = os.open(path, flags)
         except FileNotFoundError:
-            raise BackendError(f"{path} does not exist: make it first, for example with `truncate -s 1G {path}`") from None
+            raise BackendError(
+                f"{path} does not exist: make it first, for example with `truncate -s 1G {path}`"
+            ) from None
         except OSError as error:
             wanted = "reading" if read_only else "writing"
             hint = "run as root" if read_only else "export it with --read-only, or run as root"

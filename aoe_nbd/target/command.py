@@ -7,7 +7,7 @@ import argparse
 import os
 import signal
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ..link import LinkError
 from ..wire.address import Address, parse_address, parse_mac, parse_shelf, parse_slot
@@ -39,10 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--buffers", metavar="N", help="requests that clients may have outstanding (default 64)")
     add("--config-string", metavar="TEXT", help="config string of every export, in place of a saved one")
     add("--mask", action="append", default=[], metavar="MAC", help="serve this client and no others (repeatable)")
-    add("--serial", metavar="TEXT", help="serial number, at most 20 characters (default: made from address and storage)")
-    add("--physical-block-size", metavar="BYTES", help="as reported to clients (default: the device's, 4096 for a file)")
+    add(
+        "--serial", metavar="TEXT", help="serial number, at most 20 characters (default: made from address and storage)"
+    )
+    add(
+        "--physical-block-size", metavar="BYTES", help="as reported to clients (default: the device's, 4096 for a file)"
+    )
     add("--state-dir", metavar="FOLDER", help="keep config strings, masks and reservations here over a restart")
-    add("--like", choices=sorted(PERSONALITIES), help="behave like another target, quirks and all: for tests")
+    add("--like", metavar="|".join(PERSONALITIES), help="behave like another target, quirks and all: for tests")
     add(
         "--fault",
         action="append",
@@ -67,10 +71,11 @@ def _exports(args: argparse.Namespace) -> list[_Export]:
         exports.append(_Export(address, args.path, args.read_only))
     for text in args.export:
         where, equals, path = text.partition("=")
-        path, comma, flag = path.rpartition(",") if path.endswith(",ro") else (path, "", "")
+        read_only = args.read_only or path.endswith(",ro")
+        path = path.removesuffix(",ro")
         if not equals or not path:
             raise ValueError(f"--export {text} is not usable: give e<shelf>.<slot>=PATH, such as e1.1=/srv/disk")
-        exports.append(_Export(parse_address(where), path, args.read_only or flag == "ro"))
+        exports.append(_Export(parse_address(where), path, read_only))
     if not exports:
         raise ValueError("nothing to export: give a file or block device, or --export e1.1=PATH")
     seen = set()
@@ -86,6 +91,8 @@ def build(args: argparse.Namespace) -> Target:
     exports = _exports(args)
     if not args.interface:
         raise ValueError("no interface: name at least one with --interface, `ip link` lists them")
+    if args.like is not None and args.like not in PERSONALITIES:
+        raise ValueError(f"--like={args.like} is no target that we know: give {', '.join(PERSONALITIES)}")
     like = PERSONALITIES[args.like] if args.like else OURS
     buffers = None if args.buffers is None else _number("--buffers", args.buffers, 0, 65535)
     physical = 0
@@ -93,7 +100,9 @@ def build(args: argparse.Namespace) -> Target:
         physical = _number("--physical-block-size", args.physical_block_size, 512, 1 << 20)
         if physical & physical - 1:
             raise ValueError(f"--physical-block-size={physical} is no power of two: give 512, 4096 or the like")
-    if args.serial is not None and not (0 < len(args.serial) <= 20 and args.serial.isascii() and args.serial.isprintable()):
+    if args.serial is not None and not (
+        0 < len(args.serial) <= 20 and args.serial.isascii() and args.serial.isprintable()
+    ):
         raise ValueError(f"--serial={args.serial} is not usable: give 1 to 20 printable ASCII characters")
     if args.serial is not None and len(exports) > 1:
         raise ValueError(f"--serial={args.serial} would be the same for {len(exports)} exports: serve each on its own")
@@ -109,6 +118,12 @@ def build(args: argparse.Namespace) -> Target:
         state = State.load(args.state_dir, address)
         state.config = state.config if config is None else config
         state.mask = list(dict.fromkeys(masks)) or state.mask
+        try:
+            state.save()
+        except OSError as error:
+            raise StateError(
+                f"state file {state.path} cannot be kept ({error.strerror}): give another --state-dir"
+            ) from None
         backend = Backend(path, read_only, args.sync, physical)
         luns.append(Lun(address, backend, state, buffers, args.serial, like))
     return Target(luns, args.interface, faults)
@@ -118,17 +133,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     try:
         target = build(args)
-        for lun in target.exports:
-            lun.state.save()
         target.open()
     except (ValueError, BackendError, StateError, TargetError) as error:
         print(f"aoe-nbd target: {error}", file=sys.stderr)
         return 1
     except LinkError as error:
         print(f"aoe-nbd target: {error.strerror}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"aoe-nbd target: state in {args.state_dir} cannot be kept ({error.strerror})", file=sys.stderr)
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: target.stop())
@@ -145,15 +155,21 @@ def run(args: argparse.Namespace) -> int:
         print(f"aoe-nbd target: ended like {args.like}: {error.strerror or error}", file=sys.stderr)
         status = 1
     if args.verbose:
-        for title, counters in [("links", target.counters), *((str(lun.address), lun.counters) for lun in target.exports)]:
+        counted = {"links": target.counters} | {str(lun.address): lun.counters for lun in target.exports}
+        for title, counters in counted.items():
             counts = ", ".join(f"{name} {count}" for name, count in sorted(counters.items()))
             print(f"aoe-nbd target: {title}: {counts or 'nothing'}", file=sys.stderr)
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"aoe-nbd target: {message}: --help lists the options\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The verb as a program of its own."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aoe-nbd target", description="Export files and block devices by ATA over Ethernet.", allow_abbrev=False
     )
     add_arguments(parser)

@@ -37,11 +37,11 @@ class Line:
     counters: Counter[str] = field(default_factory=Counter, repr=False)
 
     def __post_init__(self) -> None:
-        self._waiting: list[tuple[float, int, bytes]] = []
+        self._waiting: dict[int, list[tuple[float, int, bytes]]] = {}
         self._pushed = 0
 
-    def push(self, frame: bytes | bytearray | memoryview, now: float) -> None:
-        """Put a frame onto the line at time `now`. Its bytes are copied."""
+    def push(self, frame: bytes | bytearray | memoryview, now: float, via: int = 0) -> None:
+        """Put a frame onto the line at time `now`. Its bytes are copied. `via` tells parallel cables apart."""
         chance = self.random.random
         frame = bytes(frame)
         if self.mtu and len(frame) > self.mtu:
@@ -62,25 +62,25 @@ class Line:
         if self.reorder and chance() < self.reorder:
             self.counters["reorder"] += 1
             due += self.hold
-        self._put(frame, due)
+        self._put(frame, due, via)
         if self.dup and chance() < self.dup:
             self.counters["dup"] += 1
-            self._put(frame, due + self.dupdelay)
+            self._put(frame, due + self.dupdelay, via)
 
-    def _put(self, frame: bytes, due: float) -> None:
+    def _put(self, frame: bytes, due: float, via: int) -> None:
         self._pushed += 1
-        heapq.heappush(self._waiting, (due, self._pushed, frame))
+        heapq.heappush(self._waiting.setdefault(via, []), (due, self._pushed, frame))
 
-    def pop(self, now: float) -> list[bytes]:
+    def pop(self, now: float, via: int = 0) -> list[bytes]:
         """The frames that are due at time `now`, in order."""
-        due = []
-        while self._waiting and self._waiting[0][0] <= now:
-            due.append(heapq.heappop(self._waiting)[2])
+        waiting, due = self._waiting.get(via, []), []
+        while waiting and waiting[0][0] <= now:
+            due.append(heapq.heappop(waiting)[2])
         return due
 
     def next_time(self) -> float | None:
         """When the next frame is due; None if there is none."""
-        return self._waiting[0][0] if self._waiting else None
+        return min((waiting[0][0] for waiting in self._waiting.values() if waiting), default=None)
 
 
 _OPERATIONS: dict[str, tuple[int, frozenset[int]]] = {

@@ -57,7 +57,7 @@ from .backend import Backend, serial_of, wwn_of
 from .personality import JUNK, OURS, Facts, Order, Padding, Personality, Refusal, Unknown, Versions, Width
 from .state import State
 
-Frame = bytes | bytearray | memoryview
+Frame = bytes | memoryview
 Replies = list[bytes | bytearray]
 
 _EXT = frozenset({Ata.READ_EXT, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT})
@@ -68,6 +68,7 @@ _FAILED = int(Status.DRDY | Status.ERR)
 _BROKEN = int(Status.DRDY | Status.DF | Status.ERR)
 _CONFIG_END = HEADER_SIZE + CONFIG.size
 _LIST_MOST = 255
+_ARG_SIZE = {Command.ATA: 12, Command.CONFIG: 8, Command.MASK: 4, Command.RESERVE: 2}
 TRIM_BLOCKS = 1  # of a DATA SET MANAGEMENT: 64 ranges, 2 GiB
 
 
@@ -115,7 +116,7 @@ class Lun:
         self.serial = serial or serial_of(str(address), backend.identity())
         self.counters: collections.Counter[str] = collections.Counter()
         self._random = random.Random(seed)
-        self._limit: int | None = None  # where the limit does not simply follow the MTU
+        self._limit = 2 if like.limit_at_query else None  # None: the limit follows the MTU
         self._commands: dict[int, Callable[[_Request], Replies]] = {
             Command.ATA: self._ata,
             Command.CONFIG: self._config,
@@ -208,12 +209,11 @@ class Lun:
 
     def _header(self, request: _Request, flags: int = 0, error: int = 0) -> bytes:
         like = self.like
-        verfl = request.verfl | like.flags_or if like.echo_flags else AOE_VERSION << 4
+        shelf, slot = self.address
+        verfl = (request.verfl | like.flags_or if like.echo_flags else AOE_VERSION << 4) | RESPONSE | flags
         if like.echo_error and not flags & ERROR:
             error = request.error
-        return HEADER.pack(
-            request.src, request.mac, ETHERTYPE, verfl | RESPONSE | flags, error, *self.address, request.command, request.tag
-        )
+        return HEADER.pack(request.src, request.mac, ETHERTYPE, verfl, error, shelf, slot, request.command, request.tag)
 
     def _short(self, reply: bytes) -> bytes:
         """A reply that may be under 60 bytes, filled up as this target does."""
@@ -232,8 +232,7 @@ class Lun:
         if request.command == Command.CONFIG and like.bare_config_errors:
             return header
         if like.shifted_errors:
-            size = {Command.ATA: 12, Command.CONFIG: 8, Command.MASK: 4, Command.RESERVE: 2}.get(Command(request.command), 0)
-            return header + bytes(frame[HEADER_SIZE + size :])
+            return header + bytes(frame[HEADER_SIZE + _ARG_SIZE.get(request.command, 0) :])
         if request.command == Command.ATA and not refused.arg and len(frame) >= ATA_SIZE:
             if like.padding is Padding.STALE:
                 return (header + bytes(frame[HEADER_SIZE:]) + JUNK * 2)[:MIN_FRAME]
@@ -257,9 +256,9 @@ class Lun:
         if len(frame) < ATA_SIZE:
             raise _Silence("short")
         flags, feature, count, opcode, lba, _ = ATA.unpack_from(frame, HEADER_SIZE)
-        if self.state.reserved and opcode != Ata.IDENTIFY and (like.reserve_blocks_all or opcode in _TRANSFERS):
-            if not self._holds(request, by_destination=False):
-                raise _Refused(AoeError.TARGET_RESERVED)
+        blocked = opcode != Ata.IDENTIFY and (like.reserve_blocks_all or opcode in _TRANSFERS)
+        if blocked and not self._holds(request, by_destination=False):
+            raise _Refused(AoeError.TARGET_RESERVED)
         if opcode not in like.opcodes:
             return self._ata_error(request, AtaError.ABRT)
         if opcode in _TRANSFERS:
@@ -280,7 +279,9 @@ class Lun:
         like, frame, backend = self.like, request.frame, self.backend
         wide, writes = opcode in _EXT, opcode in _WRITES
         extended = bool(flags & AtaFlag.EXTENDED)
-        if (like.width is Width.AGREE and extended != wide) or (like.checks_w and bool(flags & AtaFlag.WRITE) != writes):
+        if (like.width is Width.AGREE and extended != wide) or (
+            like.checks_w and bool(flags & AtaFlag.WRITE) != writes
+        ):
             return self._ata_error(request, AtaError.ABRT)
         if like.width is Width.FLAG:
             wide = extended
@@ -438,7 +439,6 @@ class Lun:
         string = b""
         if ccmd != ConfigCommand.READ or like.checks_length_on_read:
             string = self._config_string(request, ccmd, length)
-        shown = ccmd
         if ccmd == ConfigCommand.TEST and not (like.exact_test and string == state.config):
             raise _Silence("no-match")
         if ccmd == ConfigCommand.TEST_PREFIX and not state.config.startswith(string):
@@ -449,8 +449,8 @@ class Lun:
             before, state.config = state.config, string
             self._save(string != before, lambda: setattr(state, "config", before))
             if not like.set_shows_string:
-                return self._reply(request, self._config_arg(shown, request.mtu, b""))
-        return self._reply(request, self._config_arg(shown, request.mtu))
+                return self._reply(request, self._config_arg(ccmd, request.mtu, b""))
+        return self._reply(request, self._config_arg(ccmd, request.mtu))
 
     def _config_string(self, request: _Request, ccmd: int, length: int) -> bytes:
         like, frame = self.like, request.frame

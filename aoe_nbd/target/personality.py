@@ -4,8 +4,8 @@
 The defaults are our own target, which has none of them. `lun` asks these fields where the targets part ways. Observed
 on the wire for vblade 25, ggaoed 1.1 and qaoed 0.80; read from the source for kvblade.
 
-Not reproduced: what only crashes or corrupts the real one, and what our socket filter keeps from us (requests with the
-response flag, and frames to other hosts, are dropped by the kernel; in process both are answered as `qaoed` does).
+Not reproduced: what only crashes or corrupts the real one. Two quirks show in process only, because the filter on our
+sockets keeps such frames from us: answering frames with the response flag, and frames to another host's MAC.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ class Personality:
     short_data: Refusal = Refusal.AOE  # a write with less data than its count
     checks_bounds: bool = True
     bounds_status: int = 0x41  # of a request past the end
-    flush_status: Mapping[int, int] = field(default_factory=dict)  # status by opcode, nothing being flushed; empty: a real flush
+    flush_status: Mapping[int, int] = field(
+        default_factory=dict
+    )  # status by opcode, nothing being flushed; empty: a real flush
     flush_error: tuple[int, ...] = (0,)  # one of these is a flush reply's error byte
     clears_count: bool = False  # sector count of a reply is what remains, 0 after success; else as asked
     aoe_flag_on_ata_error: bool = False  # ATA errors set the E flag too, with Error 0

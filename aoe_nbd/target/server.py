@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from ..link import Accept, InterfaceWatch, Link, LinkError, interface, interfaces
+from ..link import Accept, Interface, InterfaceWatch, Link, LinkError, interface, interfaces
 from ..link.packet import errno_name
 from ..wire.address import Address
-from ..wire.codes import ALL_SHELVES, ALL_SLOTS, ERROR, MIN_FRAME, RESPONSE
+from ..wire.codes import ALL_SHELVES, ALL_SLOTS
 from ..wire.frames import HEADER, HEADER_SIZE, mtu_sectors
 from .faults import Faults
 from .lun import Frame, Lun, Replies
@@ -37,13 +37,13 @@ class TargetError(Exception):
 class _Port:
     """One interface: its link, and what waits to go out."""
 
-    def __init__(self, name: str, slots: int) -> None:
+    def __init__(self, name: str, slots: int, number: int) -> None:
         self.link = Link(name, Accept.REQUESTS, slots)
+        self.number = number
         self.queue: collections.deque[bytes | bytearray] = collections.deque()
         self.gathered: list[bytes] = []  # requests that are held back for others to join them
         self.due = 0.0  # when the gathered ones are carried out
         self.retry = 0.0  # when a send is tried again; 0: nothing waits
-        self.watched = -1  # the descriptor that is in epoll
 
 
 class Target:
@@ -75,10 +75,10 @@ class Target:
 
     def open(self) -> None:
         """Open the links, in the caller's network namespace. Raises LinkError, TargetError."""
-        slots = max(_LEAST_SLOTS, 2 * sum(lun.buffers for lun in self.exports))
+        slots = max(_LEAST_SLOTS, sum(lun.buffers for lun in self.exports))
         try:
             for name in self.names:
-                port = _Port(name, slots)
+                port = _Port(name, slots, len(self._ports))
                 self._ports.append(port)
                 if not mtu_sectors(port.link.mtu):
                     raise TargetError(
@@ -162,7 +162,6 @@ class Target:
             # A reopened link may have its old number, which epoll has already forgotten.
             with contextlib.suppress(FileExistsError):
                 self._epoll.register(descriptor, select.EPOLLIN)
-        port.watched = descriptor
 
     def _deadlines(self, next_tick: float) -> Iterator[float]:
         yield next_tick
@@ -173,9 +172,8 @@ class Target:
                 yield port.retry
         if self.faults:
             for line in (self.faults.inbound, self.faults.outbound):
-                for _ in self._ports:
-                    if (when := line.next_time()) is not None:
-                        yield when
+                if (when := line.next_time()) is not None:
+                    yield when
 
     def _wait(self, next_tick: float) -> None:
         timeout = min(self._deadlines(next_tick)) - time.monotonic()
@@ -205,7 +203,9 @@ class Target:
                 for port in self._ports:
                     self._announce(port, [lun])
         for port in self._ports:
-            if port.link.fileno() < 0 and (found := interface(port.link.name)) is not None:
+            if port.link.fileno() >= 0:
+                self.counters["ring-full"] += port.link.dropped()
+            elif (found := interface(port.link.name)) is not None:
                 self._update(port, found, True)
 
     # -- interfaces --------------------------------------------------------------------------------------------------
@@ -219,16 +219,16 @@ class Target:
                 if found.name == port.link.name:
                     self._update(port, found, exists)
 
-    def _update(self, port: _Port, found: object, exists: bool) -> None:
+    def _update(self, port: _Port, found: Interface, exists: bool) -> None:
         link = port.link
-        mtu, up = link.mtu, link.up
+        before, up = (link.mtu, link.mac), link.up
         try:
-            link.update(found, exists)  # type: ignore[arg-type]
+            link.update(found, exists)
         except OSError:
             self.counters["reopen-failed"] += 1  # the tick tries again
             link.up = False
         self._follow(port)
-        if link.up and (not up or link.mtu != mtu):
+        if link.up and (not up or (link.mtu, link.mac) != before):
             self._announce(port, self.exports)
 
     def _announce(self, port: _Port, exports: Sequence[Lun]) -> None:
@@ -241,14 +241,18 @@ class Target:
         link = port.link
         if port.retry and now >= port.retry:
             self._flush(port)
-        if link.fileno() < 0:
+        if link.fileno() < 0:  # a reopen failed; what waits here has nowhere to go
+            port.gathered.clear()
+            if self.faults:
+                self.faults.inbound.pop(now, port.number)
+                self.faults.outbound.pop(now, port.number)
             return
         frames: Sequence[Frame] = link.receive()
         try:
             if self.faults:
                 for frame in frames:
-                    self.faults.inbound.push(frame, now)
-                frames = self.faults.inbound.pop(now)
+                    self.faults.inbound.push(frame, now, port.number)
+                frames = self.faults.inbound.pop(now, port.number)
             if self._gather:
                 if frames and not port.gathered:
                     port.due = now + self._gather
@@ -262,7 +266,7 @@ class Target:
         finally:
             link.release()
         if self.faults:
-            self._put(port, self.faults.outbound.pop(now))
+            self._put(port, self.faults.outbound.pop(now, port.number))
 
     def _carry_out(self, frames: Sequence[Frame], mac: bytes, mtu: int) -> Replies:
         """The replies to a batch of requests."""
@@ -292,13 +296,13 @@ class Target:
         """The injected error for a request to one of our addresses."""
         if self.faults is None or Address(major, minor) not in self._by_address:
             return None
-        return self.faults.answer(frame, mac)  # type: ignore[arg-type]
+        return self.faults.answer(frame, mac)
 
     def _send(self, port: _Port, replies: Replies, now: float) -> None:
         if self.faults:
             for reply in replies:
-                self.faults.outbound.push(reply, now)
-            replies = list(self.faults.outbound.pop(now))
+                self.faults.outbound.push(reply, now, port.number)
+            replies = list(self.faults.outbound.pop(now, port.number))
         self._put(port, replies)
 
     def _put(self, port: _Port, replies: Sequence[bytes | bytearray]) -> None:
@@ -325,8 +329,6 @@ class Target:
                 if self._dies:
                     raise
             queue.popleft()
-
-
 
 
 __all__ = ["LinkError", "Target", "TargetError"]

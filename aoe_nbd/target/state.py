@@ -37,9 +37,7 @@ class State:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             saved = json.loads(path.read_text())
-            state = cls(
-                bytes.fromhex(saved["config"]), _macs(saved["mask"]), _macs(saved["reserved"]), path
-            )
+            state = cls(bytes.fromhex(saved["config"]), _macs(saved["mask"]), _macs(saved["reserved"]), path)
         except FileNotFoundError:
             return cls(path=path)
         except OSError as error:
@@ -47,7 +45,9 @@ class State:
         except (ValueError, KeyError, TypeError):
             raise StateError(f"state file {path} is damaged: mend it, or remove it to start with none") from None
         if len(state.config) > MAX_STRING or max(len(state.mask), len(state.reserved)) > 255:
-            raise StateError(f"state file {path} holds more than a target may: mend it, or remove it to start with none")
+            raise StateError(
+                f"state file {path} holds more than a target may: mend it, or remove it to start with none"
+            )
         return state
 
     def save(self) -> None:
