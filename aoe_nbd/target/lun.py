@@ -221,8 +221,8 @@ class Lun:
 
     def _reply(self, request: _Request, argument: bytes) -> Replies:
         """A successful reply of commands 1 to 3."""
-        if HEADER_SIZE + len(argument) > max(request.mtu + 14, MIN_FRAME):
-            raise _Refused(AoeError.BAD_ARGUMENT)  # it would not go through this link
+        if not _fits(argument, request.mtu):
+            raise _Refused(AoeError.BAD_ARGUMENT)
         return [self._short(self._header(request) + argument)]
 
     def _refuse(self, request: _Request, refused: _Refused) -> bytes:
@@ -237,7 +237,7 @@ class Lun:
             if like.padding is Padding.STALE:
                 return (header + bytes(frame[HEADER_SIZE:]) + JUNK * 2)[:MIN_FRAME]
             refused.arg = bytes(frame[HEADER_SIZE:ATA_SIZE])
-        return self._short(header + refused.arg)
+        return self._short(header + refused.arg if _fits(refused.arg, request.mtu) else header)
 
     def _unknown(self, request: _Request) -> Replies:
         how, frame = self.like.unknown, bytes(request.frame)
@@ -266,6 +266,8 @@ class Lun:
         if opcode == Ata.IDENTIFY:
             if like.identify_count_one and count != 1:
                 raise _Refused(AoeError.BAD_ARGUMENT)
+            if not mtu_sectors(request.mtu):
+                raise _Refused(AoeError.BAD_ARGUMENT)  # the reply would not go through this link
             self.refresh()
             self.counters["identify"] += 1
             return self._ata_reply(request, _OK, 0, 0 if like.clears_count else count, self.identify())
@@ -565,6 +567,11 @@ class Lun:
             at = bisect.bisect_left(holders, mac)
             return at < len(holders) and holders[at] == mac
         return mac in holders
+
+
+def _fits(argument: bytes, mtu: int) -> bool:
+    """Whether a reply with this argument goes through a link of this MTU."""
+    return HEADER_SIZE + len(argument) <= max(mtu + 14, MIN_FRAME)
 
 
 def _offset(frame: Frame) -> int:

@@ -24,7 +24,9 @@ def sector(lba: int) -> bytes:
     return struct.pack("<Q", 0xABCD0000 + lba) * 64
 
 
-def make_lun(tmp_path: Path, like: str | None = None, sectors: int = SECTORS, state: State | None = None, **options: Any) -> Lun:
+def make_lun(
+    tmp_path: Path, like: str | None = None, sectors: int = SECTORS, state: State | None = None, **options: Any
+) -> Lun:
     path = tmp_path / "disk"
     if not path.exists():
         path.write_bytes(b"".join(sector(lba) for lba in range(sectors)))
@@ -51,7 +53,9 @@ def frame(
     return whole.ljust(60, b"\0") if pad else whole
 
 
-def ata(opcode: int, lba: int = 0, n: int = 1, data: bytes = b"", flags: int = 0, feature: int = 0, **more: Any) -> bytes:
+def ata(
+    opcode: int, lba: int = 0, n: int = 1, data: bytes = b"", flags: int = 0, feature: int = 0, **more: Any
+) -> bytes:
     body = struct.pack(">BBBB", flags, feature, n, opcode) + lba.to_bytes(6, "little") + b"\0\0" + data
     return frame(0, body, **more)
 

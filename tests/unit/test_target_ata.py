@@ -8,9 +8,6 @@ import os
 from pathlib import Path
 
 import pytest
-
-from aoe_nbd.target import Backend, Lun
-from aoe_nbd.wire.identify import Identify
 from target_kit import (
     E28,
     EVERYONE,
@@ -31,6 +28,9 @@ from target_kit import (
     write28,
     write48,
 )
+
+from aoe_nbd.target import Backend, Lun
+from aoe_nbd.wire.identify import Identify
 
 ABORT = (0x18, 0x04, 1, 0x41)
 NEW = b"new!" * 128

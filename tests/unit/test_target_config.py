@@ -8,9 +8,6 @@ import struct
 from pathlib import Path
 
 import pytest
-
-from aoe_nbd.target import Lun, State, StateError
-from aoe_nbd.wire.address import Address
 from target_kit import (
     EVERYONE,
     ME,
@@ -30,6 +27,9 @@ from target_kit import (
     silent,
     write28,
 )
+
+from aoe_nbd.target import Lun, State, StateError
+from aoe_nbd.wire.address import Address
 
 
 @pytest.fixture
@@ -99,7 +99,8 @@ def test_a_string_of_1024_bytes(lun: Lun) -> None:
     assert reply == config_reply(4, longest)
     assert len(reply) == 1056
     # what does not go through the link is refused, not cut
-    assert ask(lun, config(0), mtu=1000)[14:16] == b"\x1c\x02"
+    assert ask(lun, config(0), mtu=1000) == head(1, 0x1C, 2) + bytes(36)
+    assert ask(lun, config(3), mtu=1000) == head(1, 0x1C, 4) + bytes(36)
 
 
 def test_reading_with_a_string_along_is_reading(lun: Lun) -> None:
