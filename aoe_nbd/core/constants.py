@@ -27,5 +27,10 @@ PROBE_STRANGER = 30.0  # to a path that showed another disk
 KEEPALIVE = 5.0  # a path that is up is asked this often to IDENTIFY (has it grown?) and for its configuration
 
 DEAD_AFTER = 5.0  # no answer from any path for so long: the target is dead (what then happens is the policy's business)
+SIZE_SAFE = 2  # sectors that fit any Ethernet: larger frames must first be seen to get through
+SIZE_LOSSES = 3  # of the largest frames in a row, while the path is alive, until they are made smaller
+SIZE_RETRY_FIRST = 1.0  # larger frames are tried again after this time, doubled up to
+SIZE_RETRY_MOST = 60.0
+
 RESENDS_AT_ONCE = 3  # of one command; after that each further one waits for a timeout that doubles
 REFUSALS = 8  # "bad argument" answers that one request lives through while the frame size is found anew

@@ -25,6 +25,12 @@ def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memory
         registers = taskfile(opcode, count=1, feature=TRIM_FEATURE)
         data = build_trim(request.lba, request.count)
         return build_request(path.remote, path.local, address.shelf, address.slot, tag, registers, data), None
+    if request.kind is Kind.PROBE_REQUEST:
+        padding = bytes(request.count * SECTOR)
+        return build_request(path.remote, path.local, address.shelf, address.slot, tag, taskfile(opcode), padding), None
+    if request.kind is Kind.PROBE_REPLY:
+        registers = taskfile(opcode, 0, request.count)
+        return build_request(path.remote, path.local, address.shelf, address.slot, tag, registers), None
     start = offset + index * step
     size = min(step, offset + length - start) if request.kind <= Kind.WRITE else 0
     registers = taskfile(opcode, request.lba + start, size)

@@ -37,6 +37,10 @@ class Class(enum.IntEnum):
     WRITE = 1
     FLUSH = 2  # flush and trim
     CONTROL = 3  # identify, check power, query config
+    PROBE = 4  # frames sent to see whether their size gets through; many will not
+
+
+_UNPROBED = (Class.FLUSH, Class.CONTROL, Class.PROBE)  # no tail loss probes of these
 
 
 class Flight:
@@ -58,6 +62,7 @@ class Flight:
         self._copies = copies
         self._rng = rng
         self._jitter = 1.0
+        self.histogram = [0] * 32  # answers by the number of bits of their round trip in µs
 
     def sent(self, seq: int, count: int, now: float) -> None:
         """Copies seq .. seq + count - 1 went out."""
@@ -73,7 +78,7 @@ class Flight:
     def answered(self, seq: int, sent: float, now: float) -> None:
         """Copy `seq` was answered in time."""
         self.count -= 1
-        self.rtt.sample(now - sent, now)
+        self._sample(now - sent, now)
         if seq > self.newest:
             self.newest = seq
         self.moved = self.heard = now
@@ -85,11 +90,15 @@ class Flight:
 
     def late(self, seq: int, sent: float, now: float) -> None:
         """A copy that is no longer counted as under way was answered after all."""
-        self.rtt.sample(now - sent, now)
+        self._sample(now - sent, now)
         self.newest = max(self.newest, seq)
         self.moved = self.heard = now
         self.backoff = 0
         self.probed = False
+
+    def _sample(self, rtt: float, now: float) -> None:
+        self.rtt.sample(rtt, now)
+        self.histogram[min(31, int(rtt * 1e6).bit_length())] += 1
 
     def false_alarm(self, now: float) -> None:
         """A copy that had been declared lost was only late: be slower to judge."""
@@ -140,7 +149,7 @@ class Flight:
     @property
     def probe_after(self) -> float:
         """How long nothing moves before a tail loss probe; FOREVER where none is due."""
-        if self.probed or self.backoff or self.kind is Class.FLUSH or not self.rtt.srtt:
+        if self.probed or self.backoff or self.kind in _UNPROBED or not self.rtt.srtt:
             return FOREVER
         return max(2 * self.rtt.srtt + 4 * self.rtt.rttvar, PROBE_MIN)
 

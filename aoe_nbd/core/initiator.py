@@ -39,11 +39,13 @@ from .constants import (
     STRIKES_OUT,
 )
 from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies
-from .flight import FOREVER, Flight
+from .flight import FOREVER, Class, Flight
 from .lock import IntervalLock, Range
 from .path import Path, PathState
 from .reply import aoe_refusal, ata_verdict
 from .request import CHANGES, RANGED, Kind, Request
+
+_SIZE_PROBES = {Kind.PROBE_REPLY: Kind.READ, Kind.PROBE_REQUEST: Kind.WRITE}
 
 
 class Run(NamedTuple):
@@ -141,8 +143,7 @@ class Initiator:
         known = self._by_source.get((link, remote))
         if known:
             return known
-        path = Path(link, local, remote, mtu, config, self.cap, self._copies, self._rng)
-        path.next_probe = path.heard = now
+        path = Path(link, local, remote, mtu, config, self.cap, self._copies, self._rng, now)
         self.paths.append(path)
         self._by_source[link, remote] = path
         return path
@@ -154,7 +155,7 @@ class Initiator:
                 continue
             path.local = local
             if mtu != path.mtu:
-                path.resize(mtu)
+                path.resize(mtu, now)
                 self._ask(path, Kind.QUERY)
             if not up and path.state is not PathState.DOWN:
                 self._take_out(path, PathState.DOWN, now, f"{link} has no carrier")
@@ -207,6 +208,7 @@ class Initiator:
             return
         path.state = PathState.UP
         path.next_probe = now + KEEPALIVE
+        path.sizes.restart(now)
         path.strikes = 0
         self.counters["path_up"] += 1
         self._tell("path-up", f"{self.address} is reached by {path}")
@@ -263,9 +265,9 @@ class Initiator:
         else:
             self._ready.append(request)
 
-    def _ask(self, path: Path, kind: Kind) -> None:
-        """Have `path` asked to IDENTIFY or for its configuration."""
-        self._control.append(Request(kind, path=path))
+    def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:
+        """Have a question put to `path`: who it is, its configuration, or whether frames of `count` sectors get through."""
+        self._control.append(Request(kind, count=count, path=path))
 
     # -- frames out --------------------------------------------------------------------------------------------------
 
@@ -273,17 +275,14 @@ class Initiator:
         """What to send now, in order. The caller must send it, or say what it could not by `unsent`."""
         runs: list[Run] = []
         if self._control:
-            for request in self._control:
-                if request.path is not None and request.path.state is not PathState.DOWN and not request.done:
-                    self._emit(runs, request.path, request, 0, 1, 1, now)
-            self._control.clear()
+            self._transmit_control(runs, now)
         if not self._again and not self._ready:
             self._window_full = False
             return runs
         carriers = [path for path in self.paths if path.up and path.hold_until <= now]
         if not carriers:
             return runs
-        room = max(path.buffers for path in carriers) - self.outstanding()
+        room = self._buffers() - self.outstanding()
         while room > 0:
             again = bool(self._again and self._again[0][0] <= now)
             if not again and not self._ready:
@@ -300,6 +299,24 @@ class Initiator:
                 room -= self._send_next(runs, path, request, space, now)
         self._window_full = room <= 0
         return runs
+
+    def _transmit_control(self, runs: list[Run], now: float) -> None:
+        """Questions to single paths. They too take no more than the target's buffers; what finds no room waits."""
+        waiting: list[Request] = []
+        for request in self._control:
+            path = request.path
+            assert path is not None
+            if request.done or path.state is PathState.DOWN:
+                continue
+            if path.outstanding >= path.buffers or (path.up and self.outstanding() >= self._buffers()):
+                waiting.append(request)
+            else:
+                self._emit(runs, path, request, 0, 1, 1, now)
+        self._control = waiting
+
+    def _buffers(self) -> int:
+        """Frames that the target can take at once. Its paths share them."""
+        return max((path.buffers for path in self.paths if path.up), default=1)
 
     @staticmethod
     def _choose(carriers: list[Path], kind: Kind) -> Path | None:
@@ -320,8 +337,9 @@ class Initiator:
             return self._emit(runs, path, request, 0, 1, 1, now)
         if len(self.paths) > 1:
             space = min(space, 4)  # in small portions, so that each goes where it is answered soonest
-        length = min(request.count - request.unsent, space * path.sectors)
-        used = self._emit(runs, path, request, request.unsent, length, path.sectors, now)
+        step = path.sizes.limit[request.kind]
+        length = min(request.count - request.unsent, space * step)
+        used = self._emit(runs, path, request, request.unsent, length, step, now)
         run = runs[-1]
         request.unsent = run.offset + run.length
         if request.unsent == request.count:
@@ -334,10 +352,11 @@ class Initiator:
         if request.done:
             return 0
         used = 0
+        step = path.sizes.limit[request.kind] if request.kind <= Kind.WRITE else 1
         for start, size in request.open_parts(offset, length):
-            part = min(size, max(0, space - used) * path.sectors) if request.kind <= Kind.WRITE else size
+            part = min(size, max(0, space - used) * step)
             if part:
-                used += self._emit(runs, path, request, start, part, path.sectors, now)
+                used += self._emit(runs, path, request, start, part, step, now)
                 run = runs[-1]
                 request.resent += range(run.seq, run.seq + run.count)
                 self.counters["resent"] += run.count
@@ -423,9 +442,12 @@ class Initiator:
         opcode = self.opcode(request)
         verdict = ata_verdict(request.kind, opcode, status, register)
         if not verdict.error:
-            wanted = length * SECTOR if request.kind is Kind.READ else 0
-            if request.kind is Kind.IDENTIFY:
-                wanted = IDENTIFY_SIZE
+            if request.kind is Kind.READ:
+                wanted = length * SECTOR
+            elif request.kind is Kind.PROBE_REPLY:
+                wanted = request.count * SECTOR
+            else:
+                wanted = IDENTIFY_SIZE if request.kind in (Kind.IDENTIFY, Kind.PROBE_REQUEST) else 0
             if size < ATA_SIZE + wanted:
                 return self._drop("runt")
         self._answered(seq, path, now)
@@ -448,6 +470,10 @@ class Initiator:
                     request.data[start * SECTOR : (start + part) * SECTOR] = frame[data : data + part * SECTOR]
         request.answered[offset : offset + length] = b"\1" * length
         request.left -= fresh
+        if request.kind <= Kind.WRITE:
+            path.sizes.answered(request.kind, length)
+        elif request.kind in _SIZE_PROBES and request.path is not None:
+            request.path.sizes.answered(_SIZE_PROBES[request.kind], request.count)
         if request.kind is Kind.IDENTIFY:
             request.result = bytes(frame[ATA_SIZE : ATA_SIZE + IDENTIFY_SIZE])
             if request.path is not None:
@@ -498,7 +524,7 @@ class Initiator:
             # A size that it used to take: its MTU has changed. Ask, and meanwhile send less.
             request.refusals += 1
             self.counters["split_smaller"] += 1
-            path.sectors = min(path.sectors, length // 2)
+            path.sizes.refused(length)
             self._ask(path, Kind.QUERY)
             self._requeue(request, offset, length, now)
             return
@@ -521,7 +547,7 @@ class Initiator:
             self.add_path(link, like.local, source, like.mtu, config, now)
             return None
         path.heard = now
-        path.configured(config)
+        path.configured(config, now)
         if path.state is not PathState.DOWN:
             if path.up:
                 path.state = PathState.NEW  # perhaps with another disk: look before the next request goes there
@@ -529,7 +555,7 @@ class Initiator:
         return None
 
     def _configured(self, request: Request, path: Path, config: Config, now: float) -> None:
-        path.configured(config)
+        path.configured(config, now)
         request.left = 0
         self._finish(request, now)
 
@@ -584,7 +610,7 @@ class Initiator:
         if request.done:
             return
         request.error, request.reason = error, reason
-        if request.path is not None:
+        if request.path is not None and request.kind not in _SIZE_PROBES:
             self._tell("refused", f"{self.address} by {request.path}, {request.kind.name}: {reason}")
         alive = [
             seq
@@ -684,7 +710,7 @@ class Initiator:
         path = request.path
         assert path is not None
         request.done = True
-        if path.up:
+        if path.up and request.kind not in _SIZE_PROBES:
             path.next_probe = now
 
     # -- time --------------------------------------------------------------------------------------------------------
@@ -699,6 +725,8 @@ class Initiator:
             if path.state is PathState.DOWN:
                 continue
             at = min(at, path.next_probe)
+            if path.up:
+                at = min(at, path.sizes.next_probe)
             if path.hold_until and path.up and (self._ready or self._again):
                 at = min(at, path.hold_until)
         if self._again and self.up:
@@ -734,8 +762,7 @@ class Initiator:
         if lost:
             self.counters["lost_overtaken"] += len(lost)
             for seq in lost:
-                path.window.lost(seq, self._copies.next)
-                self._lose(seq, flight, now)
+                self._lose_alone(seq, path, flight, now)
         head = flight.head()
         if head < 0:
             return
@@ -762,9 +789,13 @@ class Initiator:
 
     def _timed_out(self, path: Path, flight: Flight, now: float) -> None:
         silent = path.heard <= flight.moved
+        flight.moved = now
+        if flight.kind is Class.PROBE:
+            for seq in flight.members():
+                self._lose(seq, flight, now)
+            return None
         self.counters["timeouts"] += 1
         flight.backoff += 1
-        flight.moved = now
         if silent:
             path.window.silent(self._copies.next)
             path.strikes += 1
@@ -772,15 +803,37 @@ class Initiator:
             if path.strikes >= STRIKES_OUT and path.up and (others or now - path.heard > 0.2):
                 return self._take_out(path, PathState.OUT, now, f"no answer for {now - path.heard:.3f} s")
         for seq in flight.members():
-            if not silent:
-                path.window.lost(seq, self._copies.next)
-            self._lose(seq, flight, now)
+            if silent:
+                self._lose(seq, flight, now)
+            else:
+                self._lose_alone(seq, path, flight, now)
         return None
+
+    def _lose_alone(self, seq: int, path: Path, flight: Flight, now: float) -> None:
+        """Copy `seq` got lost while others got through: the path is too full, or too narrow for its size."""
+        i = seq & MASK
+        if flight.kind is not Class.PROBE:
+            path.window.lost(seq, self._copies.next)
+        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, self._copies.length[i], now):
+            self.counters["size_stepped_down"] += 1
+            self._tell(
+                "size", f"{self.address} by {path}: large frames get lost, sending {path.sizes.limit} sectors a frame"
+            )
+        self._lose(seq, flight, now)
 
     def _look_after(self, path: Path, now: float) -> None:
         """Ask a path that is not up who it is; keep one that is from going stale unnoticed."""
+        if path.up and now >= path.sizes.next_probe:
+            capacity = self.identify.sectors if self.identify else 0
+            for way, sectors in path.sizes.due(now):
+                if sectors <= capacity:
+                    self._ask(path, Kind.PROBE_REQUEST if way else Kind.PROBE_REPLY, sectors)
         if path.state is PathState.DOWN or now < path.next_probe:
             return
+        if not path.up:  # an earlier question that is still open is not worth a second buffer of the target
+            control = path.flights[Class.CONTROL]
+            for seq in control.members():
+                self._lose(seq, control, now)
         self._ask(path, Kind.IDENTIFY)
         if path.up:
             path.next_probe = now + KEEPALIVE
@@ -810,7 +863,7 @@ class Initiator:
         """The ATA opcode of a request to this LUN."""
         identify = self.identify
         lba48 = identify is None or identify.lba48
-        if request.kind is Kind.READ:
+        if request.kind in (Kind.READ, Kind.PROBE_REPLY):
             return Ata.READ_EXT if lba48 else Ata.READ
         if request.kind is Kind.WRITE:
             if request.fua:
@@ -822,5 +875,6 @@ class Initiator:
         return {
             Kind.TRIM: Ata.DATA_SET_MANAGEMENT,
             Kind.IDENTIFY: Ata.IDENTIFY,
+            Kind.PROBE_REQUEST: Ata.IDENTIFY,
             Kind.CHECK_POWER: Ata.CHECK_POWER,
         }[request.kind]

@@ -11,6 +11,7 @@ from .constants import PROBE_OUT_FIRST
 from .copies import Copies
 from .flight import Class, Flight
 from .request import Kind
+from .sizes import FrameSizes
 from .window import Window
 
 CLASS_OF = {
@@ -21,6 +22,8 @@ CLASS_OF = {
     Kind.IDENTIFY: Class.CONTROL,
     Kind.CHECK_POWER: Class.CONTROL,
     Kind.QUERY: Class.CONTROL,
+    Kind.PROBE_REPLY: Class.PROBE,
+    Kind.PROBE_REQUEST: Class.PROBE,
 }
 
 
@@ -47,6 +50,7 @@ class Path:
         cap: int,
         copies: Copies,
         rng: random.Random,
+        now: float,
     ) -> None:
         self.link, self.local, self.remote, self.mtu = link, local, remote, mtu
         self.cap = cap  # the operator's limit on sectors in a frame
@@ -55,14 +59,14 @@ class Path:
         self.flights = {kind: Flight(copies, kind, rng) for kind in Class}
         self.by_kind = [self.flights[CLASS_OF[kind]] for kind in sorted(CLASS_OF)]
         self.window = Window(1)
+        self.sizes = FrameSizes()
         self.strikes = 0  # timeouts in a row with nothing heard
-        self.heard = 0.0  # when a frame last came from there
-        self.next_probe = 0.0
+        self.heard = now  # when a frame last came from there
+        self.next_probe = now
         self.probe_interval = PROBE_OUT_FIRST
         self.hold_until = 0.0  # after a send that the interface refused
-        self.sectors = 0
         self.buffers = 1
-        self.configured(config)
+        self.configured(config, now)
 
     @property
     def up(self) -> bool:
@@ -71,10 +75,10 @@ class Path:
     @property
     def outstanding(self) -> int:
         """Copies under way that occupy the target's buffers."""
-        f = self.flights
-        return f[Class.READ].count + f[Class.WRITE].count + f[Class.FLUSH].count + f[Class.CONTROL].count
+        read, write, flush, control, probe = self.flights.values()
+        return read.count + write.count + flush.count + control.count + probe.count
 
-    def configured(self, config: Config) -> None:
+    def configured(self, config: Config, now: float) -> None:
         """Take buffer and sector counts from a config reply or announcement."""
         self.advertised = config.sector_count
         self.buffers = max(1, config.buffer_count)
@@ -83,12 +87,12 @@ class Path:
             self.window = Window(self.buffers)
         else:
             self.window.set_cap(self.buffers)
-        self.resize(self.mtu)
+        self.resize(self.mtu, now)
 
-    def resize(self, mtu: int) -> None:
-        """Take our interface's MTU. `sectors` becomes what goes into one frame; at least 1, for the caller has checked."""
+    def resize(self, mtu: int, now: float) -> None:
+        """Take our interface's MTU. At least one sector is allowed, for the caller has checked."""
         self.mtu = mtu
-        self.sectors = max(1, sectors_per_frame(self.advertised, mtu, self.cap))
+        self.sizes.allow(max(1, sectors_per_frame(self.advertised, mtu, self.cap)), now)
 
     def expected(self, kind: Kind) -> float:
         """Roughly when one more command would be answered, in seconds from now."""

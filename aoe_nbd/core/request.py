@@ -23,7 +23,9 @@ class Kind(enum.IntEnum):
     IDENTIFY = 4
     CHECK_POWER = 5
     QUERY = 6  # Query Config, to one path
-    LOCK = 7  # sends nothing: holds its range exclusively, for a read-modify-write
+    PROBE_REPLY = 7  # READ of `count` sectors, to one path, to see whether so large a reply gets through
+    PROBE_REQUEST = 8  # IDENTIFY padded by `count` sectors: the same for a request
+    LOCK = 9  # sends nothing: holds its range exclusively, for a read-modify-write
 
 
 RANGED = frozenset((Kind.READ, Kind.WRITE, Kind.TRIM, Kind.LOCK))
