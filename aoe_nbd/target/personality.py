@@ -90,6 +90,7 @@ class Personality:
 
     # The AoE header
     announce_version: int = 1  # version nibble of the start announcement
+    announces_changes: bool = True  # announces itself again when the MTU changes or the link comes back
     versions: Versions = Versions.REFUSE
     echo_flags: bool = False  # replies repeat the request's version and low flag bits ...
     flags_or: int = 0  # ... with these bits added
@@ -201,6 +202,7 @@ PERSONALITIES: dict[str, Personality] = {
     "vblade": Personality(
         name="vblade",
         announce_version=0,
+        announces_changes=False,
         versions=Versions.ANY,
         echo_flags=True,
         echo_error=True,
@@ -253,6 +255,7 @@ PERSONALITIES: dict[str, Personality] = {
     ),
     "qaoed": Personality(
         name="qaoed",
+        announces_changes=False,
         versions=Versions.ANY,
         echo_flags=True,
         flags_or=0x10,
@@ -282,6 +285,7 @@ PERSONALITIES: dict[str, Personality] = {
     ),
     "kvblade": Personality(
         name="kvblade",
+        announces_changes=False,
         versions=Versions.ANY,
         echo_flags=True,
         checks_destination=False,

@@ -28,6 +28,7 @@ _TICK = 1.0  # seconds between looks at the sizes of the exports
 _RETRY = 0.001  # until a send is tried again that the driver had no room for
 _QUEUE_MOST = 4096  # replies that wait to be sent on one link
 _LEAST_SLOTS = 512
+_BATCH = 256  # frames that are taken from a link at a time
 
 
 class TargetError(Exception):
@@ -75,7 +76,8 @@ class Target:
 
     def open(self) -> None:
         """Open the links, in the caller's network namespace. Raises LinkError, TargetError."""
-        slots = max(_LEAST_SLOTS, sum(lun.buffers for lun in self.exports))
+        # A slot is free again only when its whole batch is done, and some clients have their replies by then.
+        slots = max(_LEAST_SLOTS, sum(lun.buffers for lun in self.exports) + _BATCH)
         try:
             for name in self.names:
                 port = _Port(name, slots, len(self._ports))
@@ -229,7 +231,7 @@ class Target:
             link.up = False
         self._follow(port)
         if link.up and (not up or (link.mtu, link.mac) != before):
-            self._announce(port, self.exports)
+            self._announce(port, [lun for lun in self.exports if lun.like.announces_changes])
 
     def _announce(self, port: _Port, exports: Sequence[Lun]) -> None:
         for lun in exports:
@@ -247,7 +249,7 @@ class Target:
                 self.faults.inbound.pop(now, port.number)
                 self.faults.outbound.pop(now, port.number)
             return
-        frames: Sequence[Frame] = link.receive()
+        frames: Sequence[Frame] = link.receive(_BATCH)
         try:
             if self.faults:
                 for frame in frames:
