@@ -302,7 +302,12 @@ class Engine:
             self._on_event(initiator, event)
 
     def _receive(self, link: Link, now: float) -> None:
-        frames = link.receive()
+        try:
+            self._dispatch(link, link.receive(), now)
+        finally:
+            link.release()
+
+    def _dispatch(self, link: Link, frames: list[memoryview], now: float) -> None:
         for frame in frames:
             if any(exchange.receive(link.name, frame, now) for exchange in self._exchanges):
                 continue
@@ -314,7 +319,6 @@ class Engine:
                 self.counters["dropped_address"] += 1
             else:
                 initiator.receive(link.name, frame, now)
-        link.release()
 
     def _transmit(self, initiator: Initiator, now: float) -> None:
         for run in initiator.transmit(now):

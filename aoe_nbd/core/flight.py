@@ -110,6 +110,11 @@ class Flight:
         """The reorder window."""
         return max(self.rtt.srtt / 4, REORDER_MIN) + self._reorder
 
+    @property
+    def patience(self) -> float:
+        """How long after its sending an overtaken copy counts as lost."""
+        return self.rtt.srtt + self.reorder
+
     def head(self) -> int:
         """The oldest copy under way, or -1."""
         order, state, number = self._order, self._copies.state, self._copies.seq
@@ -128,7 +133,7 @@ class Flight:
     def overtaken(self, now: float) -> list[int]:
         """Copies that later ones overtook by more than the reorder window: lost."""
         lost: list[int] = []
-        patience = self.rtt.srtt + self.reorder
+        patience = self.patience
         if self.newest < 0 or self.newest < self.head():
             return lost
         state, number, sent = self._copies.state, self._copies.seq, self._copies.sent
@@ -161,5 +166,5 @@ class Flight:
         wait = self.probe_after
         at = self.moved + (wait if wait < FOREVER else self.rto)
         if head < self.newest:
-            at = min(at, self._copies.sent[head & MASK] + self.rtt.srtt + self.reorder)
+            at = min(at, self._copies.sent[head & MASK] + self.patience)
         return at

@@ -279,7 +279,12 @@ class Initiator:
         if not self._again and not self._ready:
             self._window_full = False
             return runs
-        carriers = [path for path in self.paths if path.up and path.hold_until <= now]
+        carriers: list[Path] = []
+        for path in self.paths:
+            if path.hold_until and path.hold_until <= now:
+                path.hold_until = 0.0
+            if path.up and not path.hold_until:
+                carriers.append(path)
         if not carriers:
             return runs
         room = self._buffers() - self.outstanding()
@@ -288,15 +293,15 @@ class Initiator:
             if not again and not self._ready:
                 break
             request = self._again[0][2] if again else self._ready[0]
-            path = self._choose(carriers, request.kind)
-            if path is None:
+            carrier = self._choose(carriers, request.kind)
+            if carrier is None:
                 room = 0
                 break
-            space = min(room, max(1, int(path.window.size)) - path.outstanding)
+            space = min(room, max(1, int(carrier.window.size)) - carrier.outstanding)
             if again:
-                room -= self._resend(runs, path, space, now)
+                room -= self._resend(runs, carrier, space, now)
             else:
-                room -= self._send_next(runs, path, request, space, now)
+                room -= self._send_next(runs, carrier, request, space, now)
         self._window_full = room <= 0
         return runs
 
@@ -423,6 +428,8 @@ class Initiator:
         copies = self._copies
         request, flight, length = copies.owner[i], copies.flight[i], copies.length[i]
         assert request is not None and flight is not None
+        if path.state is PathState.STRANGER and request.path is None:
+            return self._drop("stranger")
         if command != (Command.CONFIG if request.kind is Kind.QUERY else Command.ATA):
             return self._drop("command")
         if flags & ERROR:
@@ -729,7 +736,7 @@ class Initiator:
                 at = min(at, path.sizes.next_probe)
             if path.hold_until and path.up and (self._ready or self._again):
                 at = min(at, path.hold_until)
-        if self._again and self.up:
+        if self._again and not self._window_full and any(path.up and not path.hold_until for path in self.paths):
             at = min(at, self._again[0][0])
         if self._ghost_ends:
             at = min(at, self._ghost_ends[0][0])
@@ -766,11 +773,11 @@ class Initiator:
         head = flight.head()
         if head < 0:
             return
-        quiet = now - flight.moved
-        if flight.probe_after < FOREVER:
-            if quiet >= flight.probe_after:
+        wait = flight.probe_after
+        if wait < FOREVER:
+            if now >= flight.moved + wait:
                 self._probe_tail(path, flight, head, now)
-        elif quiet >= flight.rto:
+        elif now >= flight.moved + flight.rto:
             self._timed_out(path, flight, now)
 
     def _probe_tail(self, path: Path, flight: Flight, head: int, now: float) -> None:

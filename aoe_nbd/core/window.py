@@ -36,16 +36,17 @@ class Window:
     def lost(self, seq: int, next_seq: int) -> None:
         """Copy `seq` was lost: cut once for all copies sent before `next_seq`."""
         if seq >= self._recover:
-            self._cut(max(self.size * WINDOW_CUT, WINDOW_SILENT), next_seq)
+            less = max(self.size * WINDOW_CUT, WINDOW_SILENT)
+            self._cut(less, less, next_seq)
 
     def silent(self, next_seq: int) -> None:
-        """Nothing was heard for a whole timeout."""
-        self._cut(WINDOW_SILENT, next_seq)
+        """Nothing was heard for a whole timeout: begin anew, quickly up to what a single loss would have left."""
+        self._cut(WINDOW_SILENT, max(self.size * WINDOW_CUT, WINDOW_SILENT), next_seq)
 
-    def _cut(self, size: float, next_seq: int) -> None:
+    def _cut(self, size: float, slow_start: float, next_seq: int) -> None:
         self._prior = max(self._prior, self.size)
         self.size = min(size, float(self.cap))
-        self._slow_start = max(self.size, WINDOW_SILENT)
+        self._slow_start = slow_start
         self._recover = next_seq
 
     def undo(self) -> None:

@@ -46,6 +46,7 @@ class Ring:
         """Up to `most` frames that have arrived, oldest first, without waiting. `release()` them before the next call."""
         found: list[memoryview] = []
         view, size, at = self.view, self.slot_size, self._next
+        self._held = 0
         while self._held < most:
             base = at * size
             status, length, snap, mac, _net = _HEADER.unpack_from(view, base)
