@@ -27,14 +27,17 @@ log = logging.getLogger("aoe_nbd")
 DISCOVERY = 1.0  # s that listing exports listens for answers
 
 
-def choose_interfaces(names: Sequence[str]) -> list[str]:
-    """`names`, or the one Ethernet interface that is up. Raises LinkError if that is none or not the only one."""
+def choose_interfaces(names: Sequence[str], option: str = "interface=") -> list[str]:
+    """`names`, or the one Ethernet interface that is up. Raises LinkError if that is none or not the only one.
+
+    `option` is how a user names one, for the message.
+    """
     if names:
         return list(names)
     up = [i.name for i in interfaces() if i.ethernet and i.up and not i.loopback]
     if len(up) != 1:
         what = f"{len(up)} Ethernet interfaces are up ({', '.join(up)})" if up else "no Ethernet interface is up"
-        raise LinkError(None, f"{what}: say by interface= which to use")
+        raise LinkError(None, f"{what}: say by {option} which to use")
     log.info("interface %s is the only Ethernet interface that is up: using it", up[0])
     return up
 

@@ -206,13 +206,23 @@ class Engine:
                 first = now
             return exchange.done(now) or (grace is not None and now >= first + grace)
 
+        self.begin(exchange)
+        try:
+            self.wait(over, FOREVER)
+        finally:
+            self.end(exchange)
+        return exchange
+
+    def begin(self, exchange: Exchange) -> None:
+        """Put a question without waiting, among others perhaps. It is asked until `end`."""
         with self._lock:
             self._exchanges.append(exchange)
         self.kick()
-        self.wait(over, FOREVER)
+
+    def end(self, exchange: Exchange) -> None:
+        """Ask it no longer: what answers come later are dropped."""
         with self._lock:
             self._exchanges.remove(exchange)
-        return exchange
 
     def stuck_at(self) -> int | None:
         """None if no request waits; else how many are finished so far."""
@@ -289,7 +299,8 @@ class Engine:
             for exchange in self._exchanges:
                 for name, frame in exchange.due(now):
                     self._send_frame(self.links[name], frame)
-                at = min(at, exchange.timer())
+                if not exchange.done(now):
+                    at = min(at, exchange.timer())
             for initiator in self._initiators.values():
                 if initiator.timer() <= now:
                     initiator.tick(now)
