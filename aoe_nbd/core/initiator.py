@@ -460,6 +460,10 @@ class Initiator:
         self._answered(seq, path, now)
         if verdict.error:
             self.counters[f"ata_error_{status:02x}_{register:02x}"] += 1
+            if request.kind <= Kind.WRITE and length > path.sizes.most and not request.done:
+                # ggaoed and kvblade abort what is too long for them; we have heard of the new limit meanwhile.
+                self.counters["split_smaller"] += 1
+                return self._requeue(request, copies.offset[i], length, now)
             return self._fail(request, verdict.error, verdict.reason, now)
         offset = copies.offset[i]
         fresh = request.answered.count(0, offset, offset + length)
@@ -529,10 +533,11 @@ class Initiator:
             and not request.done
         ):
             # A size that it used to take: its MTU has changed. Ask, and meanwhile send less.
-            request.refusals += 1
+            if length <= path.sizes.most:  # the first frame to say so, of many that are under way
+                request.refusals += 1
+                path.sizes.refused(length)
+                self._ask(path, Kind.QUERY)
             self.counters["split_smaller"] += 1
-            path.sizes.refused(length)
-            self._ask(path, Kind.QUERY)
             self._requeue(request, offset, length, now)
             return
         verdict = aoe_refusal(code)

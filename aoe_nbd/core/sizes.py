@@ -43,7 +43,7 @@ class FrameSizes:
 
     def refused(self, length: int) -> None:
         """The target does not take `length` sectors any more."""
-        self.most = max(1, length // 2)
+        self.most = min(self.most, max(1, length // 2))
         self.limit = [min(limit, self.most) for limit in self.limit]
 
     def due(self, now: float) -> list[tuple[int, int]]:
