@@ -24,7 +24,7 @@ from aoe_nbd.device import Device
 from aoe_nbd.target import OURS, PERSONALITIES, Line, Lun
 from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.codes import BROADCAST_MAC, ERROR, MIN_FRAME, RESPONSE, SECTOR, Ata, Command, Status
-from aoe_nbd.wire.frames import ATA, ATA_SIZE, Config, FrameHeader, build_header, parse_ata, parse_header
+from aoe_nbd.wire.frames import ATA, Config, FrameHeader, build_header, parse_ata, parse_header
 from aoe_nbd.wire.identify import Identify
 
 E1_0 = Address(1, 0)
