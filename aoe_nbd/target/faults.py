@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-from ..wire.codes import AOE_VERSION, ERROR, ETHERTYPE, RESPONSE, Ata, Command, Status
+from ..wire.codes import ALL_SHELVES, ALL_SLOTS, AOE_VERSION, ERROR, ETHERTYPE, RESPONSE, Ata, Command, Status
 from ..wire.frames import ATA, ATA_SIZE, HEADER, HEADER_SIZE, pad
 
 _REORDER_HOLD = 0.005
@@ -115,6 +115,8 @@ class Errors:
         if not (self.aoe or self.ata) or len(frame) < HEADER_SIZE or (self.times and self.given >= self.times):
             return None
         _, src, _, _, _, major, minor, command, tag = HEADER.unpack_from(frame)
+        if major == ALL_SHELVES or minor == ALL_SLOTS:
+            return None
         is_ata = command == Command.ATA and len(frame) >= ATA_SIZE
         if self.op != "any":
             wanted, opcodes = _OPERATIONS[self.op]
@@ -149,7 +151,10 @@ class Faults:
         self._random = random.Random(f"{seed} errors")
 
     def answer(self, frame: bytes | memoryview, mac: bytes) -> bytes | None:
-        """The error reply that a request gets in place of being carried out; None if it is to be carried out."""
+        """The error reply that a request gets in place of being carried out; None if it is to be carried out.
+
+        It comes from the address that was asked for, so that a request to a wildcard is let through.
+        """
         for error in self.errors:
             if reply := error.answer(frame, mac, self._random.random):
                 return reply

@@ -63,7 +63,9 @@ Replies = list[bytes | bytearray]
 _EXT = frozenset({Ata.READ_EXT, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT})
 _WRITES = frozenset({Ata.WRITE, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT})
 _TRANSFERS = _WRITES | {Ata.READ, Ata.READ_EXT}
+_EXTENDED, _WRITE = int(AtaFlag.EXTENDED), int(AtaFlag.WRITE)  # plain numbers: arithmetic on enums is slow
 _OK = int(Status.DRDY)
+_ERR = int(Status.ERR)
 _FAILED = int(Status.DRDY | Status.ERR)
 _BROKEN = int(Status.DRDY | Status.DF | Status.ERR)
 _CONFIG_END = HEADER_SIZE + CONFIG.size
@@ -280,10 +282,8 @@ class Lun:
     def _transfer(self, request: _Request, flags: int, count: int, opcode: int, raw: bytes) -> Replies:
         like, frame, backend = self.like, request.frame, self.backend
         wide, writes = opcode in _EXT, opcode in _WRITES
-        extended = bool(flags & AtaFlag.EXTENDED)
-        if (like.width is Width.AGREE and extended != wide) or (
-            like.checks_w and bool(flags & AtaFlag.WRITE) != writes
-        ):
+        extended = bool(flags & _EXTENDED)
+        if (like.width is Width.AGREE and extended != wide) or (like.checks_w and bool(flags & _WRITE) != writes):
             return self._ata_error(request, AtaError.ABRT)
         if like.width is Width.FLAG:
             wide = extended
@@ -395,10 +395,10 @@ class Lun:
     def _ata_reply(self, request: _Request, status: int, error: int, count: int, data: bytes = b"") -> Replies:
         like, frame = self.like, request.frame
         flags, _, asked, _, raw, _ = ATA.unpack_from(frame, HEADER_SIZE)
-        header = self._header(request, ERROR if like.aoe_flag_on_ata_error and status & Status.ERR else 0)
+        header = self._header(request, ERROR if like.aoe_flag_on_ata_error and status & _ERR else 0)
         head = header + ATA.pack(flags, error, count, status, raw, 0)
         if like.w_sizes_reply:
-            plain = flags & AtaFlag.WRITE or not asked or count > asked
+            plain = flags & _WRITE or not asked or count > asked
             size = MIN_FRAME if plain else ATA_SIZE + (asked - count) * SECTOR
             left = data or bytes(frame[ATA_SIZE:])
             return [(head + left + JUNK * (size // len(JUNK) + 1))[:size]]

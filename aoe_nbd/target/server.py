@@ -23,6 +23,7 @@ from ..wire.codes import ALL_SHELVES, ALL_SLOTS
 from ..wire.frames import HEADER, HEADER_SIZE, mtu_sectors
 from .faults import Faults
 from .lun import Frame, Lun, Replies
+from .personality import Order
 
 _TICK = 1.0  # seconds between looks at the sizes of the exports
 _RETRY = 0.001  # until a send is tried again that the driver had no room for
@@ -59,7 +60,7 @@ class Target:
         self.names = list(dict.fromkeys(interfaces))
         self.faults = faults
         self.counters: collections.Counter[str] = collections.Counter()
-        self._by_address: dict[Address, Lun] = {}
+        self._by_address: dict[tuple[int, int], Lun] = {}
         for lun in self.exports:
             if lun.address in self._by_address:
                 raise TargetError(f"{lun.address} is exported twice: give each export its own shelf and slot")
@@ -272,33 +273,37 @@ class Target:
 
     def _carry_out(self, frames: Sequence[Frame], mac: bytes, mtu: int) -> Replies:
         """The replies to a batch of requests."""
-        batches: dict[Address, list[Frame]] = {}
+        together: dict[Lun, list[Frame]] = {}  # for exports that keep an order of their own
         replies: Replies = []
         for frame in frames:
             if len(frame) < HEADER_SIZE:
                 self.counters["short"] += 1
                 continue
             _, _, _, _, _, major, minor, _, _ = HEADER.unpack_from(frame)
-            if self.faults and (refusal := self._refuse(frame, major, minor, mac)):
-                replies.append(refusal)
-                continue
-            if (lun := self._by_address.get(Address(major, minor))) is not None:
-                batches.setdefault(lun.address, []).append(frame)
-            elif major == ALL_SHELVES or minor == ALL_SLOTS:
-                for lun in self.exports:
-                    if major in (lun.address.shelf, ALL_SHELVES) and minor in (lun.address.slot, ALL_SLOTS):
-                        batches.setdefault(lun.address, []).append(frame)
-            else:
-                self.counters["other-address"] += 1
-        for address, batch in batches.items():
-            replies += self._by_address[address].handle_batch(batch, mac, mtu)
+            for lun in self._addressed(major, minor):
+                if self.faults and (refusal := self.faults.answer(frame, mac)):
+                    replies.append(refusal)
+                elif lun.like.order is Order.ARRIVAL:
+                    replies += lun.handle(frame, mac, mtu)
+                else:
+                    together.setdefault(lun, []).append(frame)
+        for lun, batch in together.items():
+            replies += lun.handle_batch(batch, mac, mtu)
         return replies
 
-    def _refuse(self, frame: Frame, major: int, minor: int, mac: bytes) -> bytes | None:
-        """The injected error for a request to one of our addresses."""
-        if self.faults is None or Address(major, minor) not in self._by_address:
-            return None
-        return self.faults.answer(frame, mac)
+    def _addressed(self, major: int, minor: int) -> Sequence[Lun]:
+        """The exports that a request to this address may be for."""
+        lun = self._by_address.get((major, minor))
+        if lun is not None:
+            return (lun,)
+        if major != ALL_SHELVES and minor != ALL_SLOTS:
+            self.counters["other-address"] += 1
+            return ()
+        return [
+            lun
+            for lun in self.exports
+            if major in (lun.address.shelf, ALL_SHELVES) and minor in (lun.address.slot, ALL_SLOTS)
+        ]
 
     def _send(self, port: _Port, replies: Replies, now: float) -> None:
         if self.faults:
