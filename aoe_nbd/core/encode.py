@@ -3,15 +3,30 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
 
-from ..wire.codes import MIN_FRAME, SECTOR, Ata, AtaFlag, Command
-from ..wire.frames import ATA_DTYPE, ATA_SIZE, TRIM_FEATURE, Config, build_header, build_request, build_trim, taskfile
+from ..wire.codes import AOE_VERSION, ETHERTYPE, MIN_FRAME, SECTOR, Ata, Command
+from ..wire.frames import (
+    ATA_DTYPE,
+    ATA_FRAME,
+    ATA_SIZE,
+    FORMS,
+    TRIM_FEATURE,
+    Config,
+    build_request,
+    build_trim,
+    taskfile,
+)
 from .copies import tag_of
 from .initiator import Initiator, Run
 from .request import Kind
+
+_PADDED = struct.Struct(f"{ATA_FRAME.format}{MIN_FRAME - ATA_SIZE}x")
+_TAG, _COUNT, _LBA = (ATA_DTYPE.fields[name][1] for name in ("tag", "count", "lba"))  # type: ignore[index]
+_INDEX = np.arange(1024, dtype=np.int64)
 
 
 def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memoryview | None]:
@@ -31,14 +46,20 @@ def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memory
     if request.kind is Kind.PROBE_REPLY:
         registers = taskfile(opcode, 0, request.count)
         return build_request(path.remote, path.local, address.shelf, address.slot, tag, registers), None
+    if request.kind > Kind.WRITE:
+        return build_request(path.remote, path.local, address.shelf, address.slot, tag, taskfile(opcode)), None
     start = offset + index * step
-    size = min(step, offset + length - start) if request.kind <= Kind.WRITE else 0
-    registers = taskfile(opcode, request.lba + start, size)
-    header = build_header(path.remote, path.local, address.shelf, address.slot, Command.ATA, tag) + registers.pack()
-    if request.kind is Kind.WRITE:
-        assert request.data is not None
-        return header, request.data[start * SECTOR : (start + size) * SECTOR]
-    return header.ljust(MIN_FRAME, b"\0"), None
+    size = min(step, offset + length - start)
+    form = FORMS[opcode]
+    lba = (request.lba + start | form.base).to_bytes(6, "little")
+    fields = (
+        *(path.remote, path.local, ETHERTYPE, AOE_VERSION << 4, 0, *address, Command.ATA, tag),
+        *(form.flags, 0, size, opcode, lba, 0),
+    )
+    if request.kind is Kind.READ:
+        return _PADDED.pack(*fields), None
+    assert request.data is not None
+    return ATA_FRAME.pack(*fields), request.data[start * SECTOR : (start + size) * SECTOR]
 
 
 def headers(initiator: Initiator, run: Run) -> np.ndarray[Any, Any]:
@@ -47,14 +68,9 @@ def headers(initiator: Initiator, run: Run) -> np.ndarray[Any, Any]:
     first, _ = frame(initiator, run)
     rows = np.empty((count, len(first)), np.uint8)
     rows[:] = np.frombuffer(first, np.uint8)
-    index = np.arange(count, dtype=np.int64)
-    at = {name: spec[1] for name, spec in (ATA_DTYPE.fields or {}).items()}
-    tags = np.array([tag_of(seq)], ">u4") + index.astype(">u4")  # a run never crosses the end of the tags
-    rows[:, at["tag"] : at["tag"] + 4] = tags.astype(">u4").view(np.uint8).reshape(count, 4)
-    lba = (request.lba + offset + index * step).astype("<u8")
-    if not first[at["flags"]] & AtaFlag.EXTENDED:
-        lba |= np.uint64(0xE << 28)
-    rows[:, at["lba"] : at["lba"] + 6] = lba.view(np.uint8).reshape(count, 8)[:, :6]
-    rows[count - 1, at["count"]] = length - (count - 1) * step
-    assert rows.shape[1] >= ATA_SIZE
+    index = _INDEX[:count] if count <= len(_INDEX) else np.arange(count, dtype=np.int64)
+    rows[:, _TAG : _TAG + 4] = (index + tag_of(seq)).astype(">u4").view(np.uint8).reshape(count, 4)
+    lba = index * step + (request.lba + offset | FORMS[Ata(initiator.opcode(request))].base)
+    rows[:, _LBA : _LBA + 6] = lba.astype("<i8").view(np.uint8).reshape(count, 8)[:, :6]
+    rows[count - 1, _COUNT] = length - (count - 1) * step
     return rows

@@ -428,7 +428,10 @@ class Initiator:
         copies = self._copies
         request, flight, length = copies.owner[i], copies.flight[i], copies.length[i]
         assert request is not None and flight is not None
-        if path.state is PathState.STRANGER and request.path is None:
+        if request.path is not None:
+            if path is not request.path:  # who answers for another must not lend it his identity
+                return self._drop("path")
+        elif not path.verified or path.state is PathState.STRANGER:
             return self._drop("stranger")
         if command != (Command.CONFIG if request.kind is Kind.QUERY else Command.ATA):
             return self._drop("command")
@@ -551,7 +554,7 @@ class Initiator:
             return self._drop(problem.reason)
         self.counters["announced"] += 1
         if path is None:
-            if not self.learn_paths or not self.paths or len(self.paths) >= 64:
+            if not self.learn_paths or not self.paths or len(self.paths) >= 64 or source[0] & 1:
                 return self._drop("source")
             like = next((p for p in self.paths if p.link == link), None)
             if like is None:

@@ -149,33 +149,42 @@ class Taskfile(NamedTuple):
         return ATA.pack(self.flags, self.feature, self.count, self.command, self.lba, 0)
 
 
-def taskfile(command: Ata, lba: int = 0, count: int = 0, feature: int = 0) -> Taskfile:
-    """The registers for one command, with the E flag, the opcode and the LBA form always of one mind.
+class Form(NamedTuple):
+    """How an ATA command's registers are filled: AFlags, what is or-ed into the LBA, and the first LBA it cannot name."""
 
-    Targets disagree on which of E and opcode decides the address width; a 28-bit address carries 0xe0 in lba3, a
-    48-bit one must not. W is set exactly on commands that carry data to the device (vblade returns no data with it).
-    Raises ValueError for a count or LBA that the command cannot express.
-    """
-    flags = 0
-    if command in (Ata.READ, Ata.WRITE):
-        if not 0 <= lba < lba + count <= 1 << 28:
-            raise ValueError(f"LBA {lba} + {count} is past the 28 bits of opcode {command:#04x}")
-        lba |= 0xE << 28
-    elif command in (Ata.READ_EXT, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT):
-        if not 0 <= lba < lba + count <= 1 << 48:
-            raise ValueError(f"LBA {lba} + {count} is past 48 bits")
-        flags |= AtaFlag.EXTENDED
-    elif command == Ata.FLUSH_EXT:
-        flags |= AtaFlag.EXTENDED
-    elif command == Ata.IDENTIFY:
-        lba, count = 0xA << 28, 1
-    if command in (Ata.WRITE, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT, Ata.DATA_SET_MANAGEMENT):
-        flags |= AtaFlag.WRITE
-    if command == Ata.DATA_SET_MANAGEMENT:
-        flags |= AtaFlag.EXTENDED
+    flags: int
+    base: int
+    limit: int
+
+
+# E flag, opcode and LBA form are always of one mind: targets disagree on which of the first two decides the width of the
+# address; a 28-bit address carries 0xe0 in lba3, a 48-bit one must not. W is set exactly on commands that carry data to
+# the device (vblade returns no data with it).
+FORMS = {
+    Ata.READ: Form(0, 0xE << 28, 1 << 28),
+    Ata.WRITE: Form(AtaFlag.WRITE, 0xE << 28, 1 << 28),
+    Ata.READ_EXT: Form(AtaFlag.EXTENDED, 0, 1 << 48),
+    Ata.WRITE_EXT: Form(AtaFlag.EXTENDED | AtaFlag.WRITE, 0, 1 << 48),
+    Ata.WRITE_DMA_FUA_EXT: Form(AtaFlag.EXTENDED | AtaFlag.WRITE, 0, 1 << 48),
+    Ata.DATA_SET_MANAGEMENT: Form(AtaFlag.EXTENDED | AtaFlag.WRITE, 0, 1),
+    Ata.FLUSH: Form(0, 0, 1),
+    Ata.FLUSH_EXT: Form(AtaFlag.EXTENDED, 0, 1),
+    Ata.CHECK_POWER: Form(0, 0, 1),
+    Ata.IDENTIFY: Form(0, 0xA << 28, 1),
+}
+_ADDRESSED = (Ata.READ, Ata.WRITE, Ata.READ_EXT, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT)
+
+
+def taskfile(command: Ata, lba: int = 0, count: int = 0, feature: int = 0) -> Taskfile:
+    """The registers for one command. Raises ValueError for a count or LBA that the command cannot express."""
+    form = FORMS[command]
+    if command in _ADDRESSED and not (count >= 1 and 0 <= lba <= form.limit - count):
+        raise ValueError(f"{count} sectors from LBA {lba}: opcode {command:#04x} ends at LBA {form.limit}")
+    if command is Ata.IDENTIFY:
+        count = 1
     if not 0 <= count <= 255:
         raise ValueError(f"{count} sectors in one command: at most 255")
-    return Taskfile(flags, feature, count, command, lba.to_bytes(6, "little"))
+    return Taskfile(int(form.flags), feature, count, command, (lba | form.base).to_bytes(6, "little"))
 
 
 TRIM_FEATURE = 1  # of DATA SET MANAGEMENT
