@@ -17,7 +17,7 @@ import pytest
 from aoe_nbd.target import Backend, Errors, Faults, Lun, Target
 from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.identify import Identify
-from lab import PYTHON, ROOT, Host, Process
+from lab import PYTHON, ROOT, Host, Process, run
 from target_helpers import EVERYONE, Client
 
 SECTORS = 2048
@@ -309,6 +309,29 @@ def test_no_permission_for_raw_sockets(storage: Host) -> None:
     where = ("--read-only", "--interface", storage.interface, PYTHON)  # a file that anyone may read
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     assert "no permission for a raw socket" in refusal(storage, *where, before=nobody)
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[Path]:
+    file = tmp_path / "under-the-loop"
+    file.write_bytes(b"".join(struct.pack("<Q", lba) * 64 for lba in range(SECTORS)))
+    device = run("losetup", "--find", "--show", file).strip()
+    yield Path(device)
+    run("losetup", "--detach", device)
+
+
+def test_block_device(our_target: Begin, client: Client, block_device: Path) -> None:
+    our_target(block_device)
+    found = Identify.parse(client.ask(client.ata(0xEC))[36:])
+    assert (found.sectors, found.trim, found.physical_size) == (SECTORS, True, 512)
+    assert client.ask(client.write(9, b"n" * 512))[27] == 0x40
+    assert client.ask(client.ata(0xEA, n=0))[27] == 0x40
+    assert client.ask(client.read(9, 2))[36:] == b"n" * 512 + sector(10)
+    hole = (16 | 100 << 48).to_bytes(8, "little").ljust(512, b"\0")
+    assert client.ask(client.ata(0x06, data=hole, flags=0x41, feature=1))[27] == 0x40
+    assert client.ask(client.read(15, 2))[36:] == sector(15) + bytes(512)
+    assert client.ask(client.read(115, 2))[36:] == bytes(512) + sector(116)
+    assert client.ask(client.read(SECTORS))[25] == 0x10
 
 
 # -- faults and personalities on the wire ----------------------------------------------------------------------------

@@ -356,6 +356,10 @@ def test_unknown_commands_are_error_1(lun: Lun, command: int) -> None:
     assert ask(lun, frame(command, b"abcdef")) == head(command, 0x1C, 1) + bytes(36)
 
 
+def test_a_header_alone_is_a_request(lun: Lun) -> None:
+    assert ask(lun, frame(9, b"", pad=False)) == head(9, 0x1C, 1) + bytes(36)
+
+
 def test_low_flag_bits_and_error_byte_of_a_request_are_not_repeated(lun: Lun) -> None:
     assert ask(lun, read28(5, verfl=0x17, error=0x77))[14:16] == b"\x18\x00"
 

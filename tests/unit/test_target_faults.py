@@ -193,6 +193,13 @@ def test_errors_hit_what_they_name(op: str) -> None:
     assert hit == everything.get(op, {op})
 
 
+def test_errors_come_from_an_address_and_not_from_a_wildcard() -> None:
+    faults = Faults.parse(["aoe=3"])
+    assert faults.answer(read28(5, shelf=0xFFFF), US) is None
+    assert faults.answer(read28(5, slot=0xFF), US) is None
+    assert faults.answer(read28(5), US)
+
+
 def test_errors_by_chance() -> None:
     faults = Faults(seed=3)
     faults.errors.append(Errors(aoe=1, p=0.1))
