@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`aoe-nbd VERB …`: one small module a verb, and here what all of them share: being chosen, and how they end.
+
+Whatever goes wrong ends in one sentence on stderr and a status that is not 0. Only the chosen verb's module is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .. import __version__
+from .words import Failure
+
+VERBS = {
+    "discover": "show the disks that answer",
+    "identify": "show all that one disk says of itself, path by path",
+    "serve": "serve a disk, or all, as NBD: runs nbdkit",
+    "target": "export files and block devices by AoE",
+    "ping": "measure round trips and loss",
+    "config": "read, test and set a target's config string",
+    "mask": "read and edit the list of hosts that a target serves",
+    "reserve": "read, take and release a target's reservation",
+}
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is one line, and no option may be abbreviated."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}: `{self.prog} --help` shows what there is\n")
+
+
+def _general() -> Parser:
+    listing = "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items())
+    parser = Parser("aoe-nbd", f"ATA-over-Ethernet storage as a Network Block Device.\n\nverbs:\n{listing}")
+    parser.usage = "aoe-nbd [-h] [--version] VERB ..."
+    parser.epilog = "`aoe-nbd VERB --help` shows the options of a verb."
+    parser.add_argument("--version", action="version", version=f"aoe-nbd {__version__}")
+    return parser
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        _general().print_help(sys.stderr)
+        return 2
+    verb, *rest = words
+    if verb not in VERBS:
+        parser = _general()
+        if verb.startswith("-"):
+            parser.parse_args([verb])
+        parser.error(f"there is no verb {verb!r}")
+    module = importlib.import_module(f".{verb}", __name__)
+    parser = Parser(f"aoe-nbd {verb}", (module.__doc__ or "").strip())
+    module.add_arguments(parser)
+    prepare = getattr(module, "prepare", None)  # for words that argparse would take for something else
+    return int(module.run(parser.parse_args(prepare(rest) if prepare else rest)))
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    return str(error)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = f"aoe-nbd {words[0]}" if words and words[0] in VERBS else "aoe-nbd"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the locale, whatever a target sends
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that nothing complains when Python flushes at its end
+        return _BROKEN_PIPE
+    except (Failure, OSError) as error:
+        print(f"{name}: {_sentence(error)}", file=sys.stderr)
+    except Exception as error:
+        if os.environ.get("AOE_NBD_DEBUG"):
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error}"
+        print(f"{name}: internal error, please report it ({what}); AOE_NBD_DEBUG=1 shows where", file=sys.stderr)
+    return 1
