@@ -106,6 +106,8 @@ class Bridge:
 
     def stop(self) -> None:
         """End it: what waits fails with ESHUTDOWN."""
+        for device in self._devices.values():
+            log.debug("%s: %s", device.address, dict(sorted(device.initiator.counters.items())))
         if self.engine is not None:
             self.engine.stop()
 

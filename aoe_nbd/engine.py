@@ -23,6 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from .core import encode
+from .core.batch import receive as receive_rows
 from .core.exchange import Exchange
 from .core.flight import FOREVER
 from .core.initiator import Event, Initiator, Run
@@ -37,6 +38,7 @@ log = logging.getLogger("aoe_nbd")
 
 _ADDRESS = struct.Struct(">HB")
 _ADDRESS_OFFSET = 16
+_BATCH = 4  # frames waiting, from which on they are looked at as an array
 _EVERY = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
 _FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
 
@@ -314,7 +316,20 @@ class Engine:
 
     def _receive(self, link: Link, now: float) -> None:
         try:
-            self._dispatch(link, link.receive(), now)
+            batch = link.receive_rows(_BATCH)
+            if batch is None:
+                self._dispatch(link, link.receive(), now)
+                return
+            rows, lengths = batch
+            address = Address._make(_ADDRESS.unpack_from(rows[0].data, _ADDRESS_OFFSET))
+            receive_rows(
+                self._initiators.get(address),
+                link.name,
+                rows,
+                lengths,
+                now,
+                lambda frame: self._dispatch(link, [frame], now),
+            )
         finally:
             link.release()
 

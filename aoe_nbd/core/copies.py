@@ -89,6 +89,12 @@ class Copies:
         self.next = seq + count
         return seq
 
+    def free_run(self, i: int, j: int) -> None:
+        """Forget the copies at indices i .. j - 1."""
+        self.state[i:j] = bytes(j - i)
+        self.owner[i:j] = [None] * (j - i)
+        self.flight[i:j] = [None] * (j - i)
+
     def free(self, seq: int) -> None:
         """Forget a copy."""
         i = seq & MASK

@@ -75,10 +75,10 @@ class Flight:
         self.count += count
         self.moved = now
 
-    def answered(self, seq: int, sent: float, now: float) -> None:
-        """Copy `seq` was answered in time."""
-        self.count -= 1
-        self._sample(now - sent, now)
+    def answered(self, seq: int, sent: float, now: float, count: int = 1) -> None:
+        """Copy `seq` was answered in time, and with it the `count` - 1 copies before it."""
+        self.count -= count
+        self._sample(now - sent, now, count)
         if seq > self.newest:
             self.newest = seq
         self.moved = self.heard = now
@@ -96,9 +96,9 @@ class Flight:
         self.backoff = 0
         self.probed = False
 
-    def _sample(self, rtt: float, now: float) -> None:
+    def _sample(self, rtt: float, now: float, count: int = 1) -> None:
         self.rtt.sample(rtt, now)
-        self.histogram[min(31, int(rtt * 1e6).bit_length())] += 1
+        self.histogram[min(31, int(rtt * 1e6).bit_length())] += count
 
     def false_alarm(self, now: float) -> None:
         """A copy that had been declared lost was only late: be slower to judge."""

@@ -119,7 +119,7 @@ class Initiator:
         self.events: list[Event] = []
         self.history: deque[Event] = deque(maxlen=100)  # the last of them
         self._rng = random.Random(seed)
-        self._copies = Copies(self._rng.randrange(1, 1 << 31))
+        self.copies = Copies(self._rng.randrange(1, 1 << 31))
         self._by_source: dict[tuple[str, bytes], Path] = {}
         self._lock = IntervalLock()
         self._ready: deque[Request] = deque()  # may be sent, and are not sent whole
@@ -143,7 +143,7 @@ class Initiator:
         known = self._by_source.get((link, remote))
         if known:
             return known
-        path = Path(link, local, remote, mtu, config, self.cap, self._copies, self._rng, now)
+        path = Path(link, local, remote, mtu, config, self.cap, self.copies, self._rng, now)
         self.paths.append(path)
         self._by_source[link, remote] = path
         return path
@@ -375,10 +375,10 @@ class Initiator:
     ) -> int:
         """Number the copies of units [offset, offset + length) and have them sent, as far as one run goes."""
         wanted = -(-length // step)
-        count = self._copies.run(wanted)
+        count = self.copies.run(wanted)
         length = min(length, count * step)
         flight = path.by_kind[request.kind]
-        seq = self._copies.add(request, offset, length, step, count, flight, now)
+        seq = self.copies.add(request, offset, length, step, count, flight, now)
         flight.sent(seq, count, now)
         self.counters["sent"] += count
         runs.append(Run(path, request, seq, count, offset, length, step))
@@ -390,9 +390,9 @@ class Initiator:
         flight = run.path.by_kind[run.request.kind]
         for seq in range(run.seq + sent, run.seq + run.count):
             i = seq & MASK
-            offset, length = self._copies.offset[i], self._copies.length[i]
+            offset, length = self.copies.offset[i], self.copies.length[i]
             flight.count -= 1
-            self._copies.free(seq)
+            self.copies.free(seq)
             if run.request.path is None and not run.request.done:
                 self._requeue(run.request, offset, length, now)
         if run.request.path is not None:
@@ -421,11 +421,11 @@ class Initiator:
             return self._announced(link, path, source, frame, now)
         if path is None:
             return self._drop("source")
-        seq = self._copies.find(tag)
+        seq = self.copies.find(tag)
         if seq < 0:
             return self._drop("tag")
         i = seq & MASK
-        copies = self._copies
+        copies = self.copies
         request, flight, length = copies.owner[i], copies.flight[i], copies.length[i]
         assert request is not None and flight is not None
         if request.path is not None:
@@ -496,9 +496,31 @@ class Initiator:
             self._finish(request, now)
         return None
 
+    def path_of(self, link: str, source: bytes) -> Path | None:
+        """The path by which frames come from MAC `source` on `link`."""
+        return self._by_source.get((link, source))
+
+    def answered_run(
+        self, path: Path, flight: Flight, request: Request, seq: int, count: int, sent: float, step: int, now: float
+    ) -> None:
+        """Book `count` prompt answers to one request, whose data are in place (see `batch`)."""
+        path.heard = now
+        path.strikes = 0
+        if path.up:
+            self._heard(now)
+        flight.answered(seq + count - 1, sent, now, count)
+        if self._window_full:
+            path.window.answered(flight.rtt, count)
+        path.window.settled(seq + count - 1)
+        path.sizes.answered(request.kind, step)
+        if path.state is PathState.OUT and path.verified:
+            self._come_up(path, now)
+        if not request.left:
+            self._finish(request, now)
+
     def _answered(self, seq: int, path: Path, now: float) -> None:
         """Book the answer to a copy, in time or late, and let its ghost go."""
-        copies = self._copies
+        copies = self.copies
         i = seq & MASK
         state, flight, sent = copies.state[i], copies.flight[i], copies.sent[i]
         request = copies.owner[i]
@@ -632,14 +654,14 @@ class Initiator:
             for path in self.paths
             for flight in path.flights.values()
             for seq in flight.members()
-            if self._copies.owner[seq & MASK] is request
+            if self.copies.owner[seq & MASK] is request
         ]
         self._settle(request, request.resent + alive, now)
         self._complete(request)
 
     def _settle(self, request: Request, copies: list[int], now: float) -> None:
         ghosts: list[Range] = []
-        table = self._copies
+        table = self.copies
         for seq in dict.fromkeys(copies):
             i = seq & MASK
             if table.seq[i] != seq or table.owner[i] is not request or table.state[i] not in (FLYING, LOST, PROBED):
@@ -696,7 +718,7 @@ class Initiator:
 
     def _lose(self, seq: int, flight: Flight, now: float, at_once: bool = False) -> None:
         """Copy `seq` counts as lost: no longer outstanding, and what it was for is sent again."""
-        table = self._copies
+        table = self.copies
         i = seq & MASK
         request = table.owner[i]
         assert request is not None
@@ -765,8 +787,8 @@ class Initiator:
             seq = heapq.heappop(self._ghost_ends)[1]
             if seq in self._ghosts:
                 self._let_go(seq, now)
-                if self._copies.state[seq & MASK] == GHOST:
-                    self._copies.state[seq & MASK] = STALE
+                if self.copies.state[seq & MASK] == GHOST:
+                    self.copies.state[seq & MASK] = STALE
         if self._early and now >= self._writes_from:
             early, self._early = self._early, []
             self._ready.extend(r for r in early if not r.done)
@@ -793,14 +815,14 @@ class Initiator:
         flight.probed = True
         flight.moved = now
         i = head & MASK
-        request = self._copies.owner[i]
+        request = self.copies.owner[i]
         if request is None or request.done or request.path is not None:
             return
         self.counters["probes"] += 1
         flight.count -= 1  # its twin takes its place in the count, so that the target's buffers are not exceeded
-        self._copies.state[i] = PROBED
+        self.copies.state[i] = PROBED
         request.resent.append(head)
-        self._requeue(request, self._copies.offset[i], self._copies.length[i], 0.0)
+        self._requeue(request, self.copies.offset[i], self.copies.length[i], 0.0)
 
     def _timed_out(self, path: Path, flight: Flight, now: float) -> None:
         silent = path.heard <= flight.moved
@@ -812,7 +834,7 @@ class Initiator:
         self.counters["timeouts"] += 1
         flight.backoff += 1
         if silent:
-            path.window.silent(self._copies.next)
+            path.window.silent(self.copies.next)
             path.strikes += 1
             others = any(p.up for p in self.paths if p is not path)
             if path.strikes >= STRIKES_OUT and path.up and (others or now - path.heard > 0.2):
@@ -828,8 +850,8 @@ class Initiator:
         """Copy `seq` got lost while others got through: the path is too full, or too narrow for its size."""
         i = seq & MASK
         if flight.kind is not Class.PROBE:
-            path.window.lost(seq, self._copies.next)
-        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, self._copies.length[i], now):
+            path.window.lost(seq, self.copies.next)
+        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, self.copies.length[i], now):
             self.counters["size_stepped_down"] += 1
             self._tell(
                 "size", f"{self.address} by {path}: large frames get lost, sending {path.sizes.limit} sectors a frame"

@@ -10,6 +10,9 @@ from __future__ import annotations
 import mmap
 import socket
 import struct
+from typing import Any
+
+import numpy as np
 
 SOL_PACKET = 263
 PACKET_RX_RING = 5
@@ -38,6 +41,8 @@ class Ring:
         sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", block, blocks, size, self.slots))
         self._map = mmap.mmap(sock.fileno(), self.slots * size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self.view = memoryview(self._map)
+        self._rows = np.frombuffer(self._map, np.uint8).reshape(self.slots, size)
+        self._words = self._rows.view(np.uint32)  # columns 0 to 2: status, length, length that fitted
         self._next = 0
         self._held = 0
         self.truncated = 0  # frames longer than a slot, dropped
@@ -60,17 +65,40 @@ class Ring:
                 found.append(view[base + mac : base + mac + length])
         return found
 
+    def waiting(self, count: int) -> bool:
+        """Whether at least `count` frames have arrived that `rows` could show at once."""
+        at = self._next + count - 1
+        return at < self.slots and bool(_STATUS.unpack_from(self.view, at * self.slot_size)[0] & _STATUS_USER)
+
+    def rows(self, most: int = 256) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Frames as one array: row i begins with frame i, of lengths[i] bytes; oldest first. To be released like `frames`.
+
+        It ends where the ring does, or before a frame that did not fit its slot; it may be empty though frames wait.
+        """
+        at = self._next
+        status = self._words[at : at + most, 0]
+        ready = (status & _STATUS_USER != 0) & (self._words[at : at + most, 1] == self._words[at : at + most, 2])
+        count = len(ready) if ready.all() else int(ready.argmin())
+        self._held = count
+        mac = _HEADER.unpack_from(self.view, at * self.slot_size)[
+            3
+        ]  # the same in all slots, as headers are equally long
+        return self._rows[at : at + count, mac:], self._words[at : at + count, 1]
+
     def release(self) -> None:
         """Give the slots of the last `frames()` back to the kernel."""
-        at = self._next
-        for _ in range(self._held):
+        at, end = self._next, self._next + self._held
+        if self._held == 1:
             _STATUS.pack_into(self.view, at * self.slot_size, _STATUS_KERNEL)
-            at = at + 1 if at + 1 < self.slots else 0
-        self._next = at
+        else:
+            self._words[at:end, 0] = _STATUS_KERNEL
+            self._words[: max(0, end - self.slots), 0] = _STATUS_KERNEL
+        self._next = end % self.slots
         self._held = 0
 
     def close(self) -> None:
         """Unmap. Views handed out must be gone by now; those that are not keep the memory alive."""
+        del self._rows, self._words
         try:
             self.view.release()
             self._map.close()

@@ -236,9 +236,7 @@ def test_trap_03_a_target_without_flush_is_not_asked_to_flush() -> None:
     assert not lan.requests(Ata.FLUSH, Ata.FLUSH_EXT)
 
 
-@pytest.mark.parametrize(
-    ("like", "opcode"), [("ours", 0xEA), ("vblade", 0xE7), ("ggaoed", 0xEA), ("kvblade", 0xE7)]
-)
+@pytest.mark.parametrize(("like", "opcode"), [("ours", 0xEA), ("vblade", 0xE7), ("ggaoed", 0xEA), ("kvblade", 0xE7)])
 def test_trap_04_flush_ext_only_where_identify_offers_it(like: str, opcode: int) -> None:
     """vblade offers bit 12 of word 83 and not bit 13, and aborts 0xea."""
     lan = Lan()
@@ -513,7 +511,11 @@ def test_trap_12_replies_that_do_not_match_are_dropped_by_reason() -> None:
         "address": [reply(frame, B, shelf=2), reply(frame, B, slot=1), reply(frame, B, shelf=ALL_SHELVES)],
         "source": [reply(frame, B, src=STRANGER)],
         "command": [reply(frame, B, command=Command.CONFIG), reply(frame, B, command=Command.RESERVE)],
-        "tag": [reply(frame, B, tag=parse_header(frame).tag ^ 1), reply(frame, B, tag=0), reply(frame, B, tag=0xFFFFFFFF)],
+        "tag": [
+            reply(frame, B, tag=parse_header(frame).tag ^ 1),
+            reply(frame, B, tag=0),
+            reply(frame, B, tag=0xFFFFFFFF),
+        ],
         "request": [reply(frame, B, flags=0)],
         "ethertype": [reply(frame, B)[:12] + b"\x08\x00" + reply(frame, B)[14:]],
         "short": [reply(frame, B)[:n] for n in (0, 13, 23, 24, 35)],
@@ -1128,7 +1130,7 @@ def test_trap_23_tags_have_bit_31_and_are_never_0_or_ffffffff(seed: int) -> None
     lan = Lan()
     lan.target()
     initiator = lan.attach()
-    initiator._copies.next = (1 << 31) * seed - 3 if seed else 1
+    initiator.copies.next = (1 << 31) * seed - 3 if seed else 1
     lan.write(0, pattern(2000))
     ours = [parse_header(frame).tag for frame in lan.sent]
     assert all(tag >> 31 for tag in tags + ours)
@@ -1243,7 +1245,15 @@ def test_trap_28_past_the_end_is_refused_here_and_never_asked(like: str) -> None
     device = open_device(lan)
     size = 100 * SECTOR
     lan.sent.clear()
-    cases = [(size, 512), (size - 512, 1024), (size - 1, 2), (size + 512, 1), (1 << 62, 4096), (-512, 512), (0, size + 1)]
+    cases = [
+        (size, 512),
+        (size - 512, 1024),
+        (size - 1, 2),
+        (size + 512, 1),
+        (1 << 62, 4096),
+        (-512, 512),
+        (0, size + 1),
+    ]
     for offset, length in cases:
         with pytest.raises(DeviceError) as caught:
             device.read(memoryview(bytearray(length)), offset)
