@@ -353,7 +353,9 @@ class Lan:
 
     def requests(self, *opcodes: int) -> list[bytes]:
         """The ATA requests with one of these opcodes (all if none is given) that were sent, in order."""
-        return [f for f in self.sent if f[19] == Command.ATA and (not opcodes or parse_ata(f).command_status in opcodes)]
+        return [
+            f for f in self.sent if f[19] == Command.ATA and (not opcodes or parse_ata(f).command_status in opcodes)
+        ]
 
 
 def write_request(lba: int, data: bytes, **options: Any) -> Request:

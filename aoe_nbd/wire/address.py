@@ -22,8 +22,7 @@ class Address(NamedTuple):
 def _number(text: str, what: str, limit: int) -> int:
     if not re.fullmatch(r"[0-9]+", text.strip()):
         raise ValueError(f"{what}={text} is not a number: give 0 to {limit}")
-    value = int(text)
-    if value > limit:
+    if len(text.strip().lstrip("0")) > len(str(limit)) or (value := int(text)) > limit:
         raise ValueError(f"{what}={text} is out of range: give 0 to {limit}")
     return value
 
@@ -48,10 +47,10 @@ def parse_address(text: str) -> Address:
 
 def parse_mac(text: str) -> bytes:
     """A unicast MAC address, six hex bytes joined by colons, hyphens or nothing. Raises ValueError."""
-    digits = text.strip().replace(":", "").replace("-", "")
-    if not re.fullmatch(r"[0-9A-Fa-f]{12}", digits) or len(text.strip()) not in (12, 17):
+    match = re.fullmatch(r"[0-9A-Fa-f]{2}([:-]?)(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}", text.strip())
+    if not match:
         raise ValueError(f"mac={text} is not a MAC address: give six hex bytes, such as 02:00:00:00:00:01")
-    mac = bytes.fromhex(digits)
+    mac = bytes.fromhex(match[0].replace(":", "").replace("-", ""))
     if mac[0] & 1 or not any(mac):
         raise ValueError(f"mac={text} is no unicast address: give the MAC of the target's network card")
     return mac

@@ -10,6 +10,8 @@ from .formats import IdentifyData
 
 SIZE = 512
 LBA28_LIMIT = 1 << 28
+_LBA48_LIMIT = 1 << 48
+_LOGICAL_MOST, _PHYSICAL_MOST = 1 << 16, 1 << 25  # bytes of a sector; more is no disk's, and no NBD block size
 # Words 129-132 of our own target: a signature, then flags. ATA has no place for either fact.
 SIGNATURE = b"AoEnbd"
 VENDOR_READ_ONLY = 0x0001
@@ -66,11 +68,15 @@ class Identify:
         words = IdentifyData.parse(bytes(data[:SIZE]))
         commands = words.supported2 | words.enabled2
         lba48 = bool(commands & 1 << 10)
-        sectors = words.lba48_sectors if lba48 else words.lba28_sectors & 0x0FFFFFFF
+        sectors = min(words.lba48_sectors, _LBA48_LIMIT) if lba48 else words.lba28_sectors & 0x0FFFFFFF
         # Words 83, 84, 87 and 106 count only where bits 15:14 are 01; vblade writes no 01 into 86, qaoed none at all.
         geometry = words.sector_size if words.sector_size & 0xC000 == 0x4000 else 0
-        logical = words.logical_words * 2 if geometry & 1 << 12 and words.logical_words else SECTOR
+        logical = words.logical_words * 2 if geometry & 1 << 12 else SECTOR
+        if not SECTOR <= logical <= _LOGICAL_MOST or logical & logical - 1:
+            logical = SECTOR
         physical = logical << (geometry & 0xF) if geometry & 1 << 13 else logical
+        if physical > _PHYSICAL_MOST:
+            physical = logical
         vendor = words.vendor if words.vendor[:6] == SIGNATURE else bytes(8)
         flags = int.from_bytes(vendor[6:8], "little")
         return cls(
