@@ -114,9 +114,23 @@ def test_identify_words_lie_where_the_standard_puts_them() -> None:
     assert IdentifyData.sizeof() == 512
     parsed = IdentifyData.parse(b"".join(struct.pack("<H", word) for word in range(256)))
     words = {
-        **{"general": 0, "max_multiple": 47, "capabilities": 49, "capabilities2": 50, "validity": 53},
-        **{"additional": 69, "ata_major": 80, "ata_minor": 81, "supported1": 82, "supported2": 83, "supported3": 84},
-        **{"enabled1": 85, "enabled2": 86, "enabled3": 87, "dsm_blocks": 105, "sector_size": 106, "dsm": 169},
+        "general": 0,
+        "max_multiple": 47,
+        "capabilities": 49,
+        "capabilities2": 50,
+        "validity": 53,
+        "additional": 69,
+        "ata_major": 80,
+        "ata_minor": 81,
+        "supported1": 82,
+        "supported2": 83,
+        "supported3": 84,
+        "enabled1": 85,
+        "enabled2": 86,
+        "enabled3": 87,
+        "dsm_blocks": 105,
+        "sector_size": 106,
+        "dsm": 169,
         "rotation": 217,
     }
     assert {name: parsed[name] for name in words} == words
