@@ -9,14 +9,18 @@ heard is kept as bytes. Time is virtual: it stands still but for `Lan.step`.
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from aoe_nbd import device
 from aoe_nbd.core import encode
+from aoe_nbd.core.batch import receive as receive_rows
 from aoe_nbd.core.exchange import Exchange
 from aoe_nbd.core.initiator import Event, Initiator, Run
 from aoe_nbd.core.request import Kind, Request
@@ -34,6 +38,7 @@ REMOTE = bytes.fromhex("020000000201")
 REMOTE2 = bytes.fromhex("020000000202")
 STRANGER = bytes.fromhex("0200000002ff")
 DELAY = 50e-6  # of each frame, one way
+BATCH = 4  # frames that come at one moment, from which on they are taken as an array
 IDENTITY = Identify(serial="peer", firmware="1", model="scripted peer", sectors=1 << 20)
 
 
@@ -253,8 +258,12 @@ class Lan:
         for port in self.ports:
             port.serve(self.now)
         for port in self.ports:
-            for frame in port.back.pop(self.now):
-                self.hear(port.link, frame)
+            frames = port.back.pop(self.now)
+            if len(frames) >= BATCH:
+                self.hear_batch(port.link, frames)
+            else:
+                for frame in frames:
+                    self.hear(port.link, frame)
         self.work()
 
     def work(self) -> None:
@@ -270,6 +279,16 @@ class Lan:
             initiator.completed.clear()
             self.events += initiator.events
             initiator.events.clear()
+
+    def hear_batch(self, link: str, frames: list[bytes]) -> None:
+        """Frames that reach the initiator's host together are looked at as the engine does: as an array."""
+        rows, lengths = rows_of(frames)
+        address = Address._make(struct.unpack_from(">HB", frames[0], 16))
+        for initiator in [i for i in self.initiators if i.address == address] or [None]:
+            heard = len(self.heard)
+            receive_rows(initiator, link, rows, lengths, self.now, lambda f: self.hear(link, bytes(f)))
+            del self.heard[heard:]
+        self.heard += frames
 
     def hear(self, link: str, frame: bytes) -> None:
         """A frame reaches the initiator's host."""
@@ -367,6 +386,13 @@ def read_request(lba: int, count: int) -> tuple[Request, bytearray]:
     """A READ, and the buffer that it fills."""
     buffer = bytearray(count * SECTOR)
     return Request(Kind.READ, lba, count, memoryview(buffer)), buffer
+
+
+def rows_of(frames: Sequence[bytes]) -> tuple[Any, Any]:
+    """Frames as they lie in a receive ring: in rows of one width, with other people's bytes behind each."""
+    width = max(60, *map(len, frames))
+    rows = np.frombuffer(b"".join(frame.ljust(width, b"\xa5") for frame in frames), np.uint8).reshape(-1, width)
+    return rows, np.array([len(frame) for frame in frames])
 
 
 def encode_run(initiator: Initiator, run: Run) -> list[bytes]:

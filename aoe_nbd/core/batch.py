@@ -18,7 +18,7 @@ from ..wire.codes import AOE_VERSION, ETHERTYPE, FAILED, RESPONSE, SECTOR, Comma
 from ..wire.frames import ATA_DTYPE, ATA_SIZE
 from .copies import FLYING, MASK
 from .initiator import Initiator
-from .path import Path, PathState
+from .path import Path
 from .request import Kind
 
 Bytes2D = np.ndarray[Any, np.dtype[np.uint8]]
@@ -45,7 +45,7 @@ def receive(
     source = rows[0, _SOURCE : _SOURCE + 6].tobytes()
     path = initiator.path_of(link, source) if initiator is not None else None
     count = len(rows)
-    if initiator is None or path is None or path.state is PathState.STRANGER:
+    if initiator is None or path is None or not path.believed:
         stops = list(range(1, count + 1))
         usual = [False] * count
     else:

@@ -431,7 +431,7 @@ class Initiator:
         if request.path is not None:
             if path is not request.path:  # who answers for another must not lend it his identity
                 return self._drop("path")
-        elif not path.verified or path.state is PathState.STRANGER:
+        elif not path.believed:
             return self._drop("stranger")
         if command != (Command.CONFIG if request.kind is Kind.QUERY else Command.ATA):
             return self._drop("command")
@@ -586,7 +586,7 @@ class Initiator:
         path.heard = now
         path.configured(config, now)
         if path.state is not PathState.DOWN:
-            if path.up:
+            if path.state in (PathState.UP, PathState.OUT):
                 path.state = PathState.NEW  # perhaps with another disk: look before the next request goes there
             path.next_probe, path.probe_interval = now, PROBE_OUT_FIRST
         return None

@@ -73,6 +73,11 @@ class Path:
         return self.state is PathState.UP
 
     @property
+    def believed(self) -> bool:
+        """Whether an answer from there is known to be our disk's. After an announcement it may be another's."""
+        return self.verified and self.state not in (PathState.NEW, PathState.STRANGER)
+
+    @property
     def outstanding(self) -> int:
         """Copies under way that occupy the target's buffers."""
         read, write, flush, control, probe = self.flights.values()

@@ -1025,6 +1025,48 @@ def test_trap_20_a_stranger_that_comes_later_gets_nothing_and_is_reported(as_pat
     assert {f[27] for f in lan.sent if f[:6] == STRANGER and f[19] == Command.ATA} == {Ata.IDENTIFY}
 
 
+@pytest.mark.parametrize("state", [PathState.UP, PathState.OUT])
+@pytest.mark.parametrize("batched", [False, True])
+def test_trap_20_a_stranger_in_its_place_answers_for_nothing(state: PathState, batched: bool) -> None:
+    """The target is started anew with another file: it may know tags of ours that were under way, and is believed none."""
+    lan = Lan()
+    held: list[bytes] = []
+    peer = Scripted(lambda f: held.append(f) or ())  # type: ignore[func-returns-value]
+    port = lan.peer(peer)
+    initiator = lan.attach()
+    requests = [lan.submit(write_request(0, pattern(8))), read_request(100, 8)]
+    (read, buffer) = requests[1]  # type: ignore[misc]
+    lan.submit(read)
+    lan.run(lambda: len(held) >= 8)
+    if state is PathState.OUT:
+        port.unplugged = True
+        lan.run(lambda: not initiator.up)
+        port.unplugged = False
+    stranger = Identify("another", "1", "scripted peer", IDENTITY.sectors)
+    port.become(Scripted(identify=stranger))
+    lan.hear(
+        LINK, build_header(b"\xff" * 6, REMOTE, 1, 0, Command.CONFIG, 0, RESPONSE) + Config(sector_count=2).build()
+    )
+    replies = [reply(f, B * f[26] if f[27] in READS else b"") for f in held]
+    if batched:
+        lan.hear_batch(LINK, replies)
+    else:
+        for frame in replies:
+            lan.hear(LINK, frame)
+    lan.work()
+    assert not initiator.up
+    lan.pause(2)
+    assert initiator.paths[0].state is PathState.STRANGER
+    assert not requests[0].done
+    assert not read.done
+    assert buffer == bytes(8 * SECTOR)
+    port.become(peer)  # and the right one again
+    peer.script = lambda f: [reply(f, A * f[26] if f[27] in READS else b"")]
+    port.become(peer)
+    lan.run(lambda: requests[0].done and read.done)
+    assert buffer == A * 8
+
+
 def test_trap_20_one_disk_by_two_macs_is_used_by_both() -> None:
     lan = Lan()
     disk = MemoryBackend(1 << 16)
