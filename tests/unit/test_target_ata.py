@@ -226,6 +226,16 @@ def test_trim_reads_as_zeros_and_gives_space_back(tmp_path: Path) -> None:
     assert os.stat(lun.backend.path).st_blocks <= used - 2000
 
 
+def test_trim_to_the_very_end_on_the_smallest_link(lun: Lun) -> None:
+    assert regs(ask(lun, trim((SECTORS - 2, 2)), mtu=576)) == (0x18, 0, 1, OK)
+    assert disk(lun)[-3 * 512 :] == sector(SECTORS - 3) + bytes(1024)
+
+
+def test_identify_on_a_link_too_small_for_it(lun: Lun) -> None:
+    assert ask(lun, ata(0xEC), mtu=547)[14:16] == b"\x1c\x02"
+    assert ask(lun, ata(0xEC), mtu=548)[27] == OK
+
+
 def test_trim_where_holes_cannot_be_punched_any_more_writes_zeros(lun: Lun, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "no")

@@ -112,6 +112,13 @@ def test_version_nibble_of_the_config_argument_may_be_anything(lun: Lun) -> None
     assert ask(lun, config(0x10)) == config_reply(0)
 
 
+def test_bare_requests_are_served(lun: Lun) -> None:
+    assert ask(lun, config(0, pad=False)) == config_reply(0)
+    assert ask(lun, mask(0, pad=False)) == mask_reply(0)
+    assert ask(lun, reserve(0, pad=False)) == reserve_reply(0)
+    assert regs(ask(lun, ata(0xE7, n=0, pad=False)))[3] == OK
+
+
 def test_frames_too_short_for_their_argument_are_counted(lun: Lun) -> None:
     for command, size in [(1, 8), (2, 4), (3, 2), (0, 12)]:
         silent(lun, frame(command, bytes(size - 1), pad=False), "short")
@@ -133,6 +140,11 @@ def test_mask_add_delete_read(lun: Lun) -> None:
     assert ask(lun, mask(0)) == mask_reply(0, ME, US)
     assert ask(lun, mask(1, (2, US), (2, ME))) == mask_reply(1)
     assert ask(lun, mask(0, src=OTHER))[:6] == OTHER
+
+
+def test_merror_of_a_request_means_nothing(lun: Lun) -> None:
+    request = mask(1, (1, ME), (1, OTHER))
+    assert ask(lun, request[:26] + b"\3" + request[27:]) == mask_reply(1, ME, OTHER)
 
 
 def test_who_is_not_listed_is_ignored_for_all_commands(lun: Lun) -> None:
@@ -164,7 +176,9 @@ def test_the_list_is_full_at_255(lun: Lun) -> None:
     lun.state.mask = [ME, *macs[:184]]
     assert len(ask(lun, mask(0))) == 28 + 185 * 8
     assert ask(lun, mask(1, (1, macs[184]))) == mask_reply(1, merror=3, count=0)
-    lun.state.mask.append(macs[184])
+    lun.state.mask.pop()
+    assert ask(lun, mask(1, (1, macs[184])))[26:28] == b"\0\xb9"
+    lun.state.mask.append(macs[185])
     assert ask(lun, mask(0))[14:16] == b"\x1c\x02"
 
 

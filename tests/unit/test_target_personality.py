@@ -175,6 +175,8 @@ def test_vblade_breaks_masks_of_three(tmp_path: Path) -> None:
     assert reply[27] == 4
     assert reply[28:] == b"".join(b"\0\0" + mac for mac in (ME, a3, bytes(6), bytes(6)))
     assert ask(lun, mask(1, (2, a3)))[27] == 4
+    lun.state.mask = [ME]
+    assert ask(lun, mask(1, (2, ME)))[27] == 0
 
 
 def test_vblade_read_only(tmp_path: Path) -> None:
