@@ -7,7 +7,7 @@ import enum
 import random
 
 from ..wire.frames import Config, sectors_per_frame
-from .constants import PROBE_OUT_FIRST
+from .constants import PROBE_OUT_FIRST, WINDOW_MOST
 from .copies import Copies
 from .flight import Class, Flight
 from .request import Kind
@@ -86,7 +86,7 @@ class Path:
     def configured(self, config: Config, now: float) -> None:
         """Take buffer and sector counts from a config reply or announcement."""
         self.advertised = config.sector_count
-        self.buffers = max(1, config.buffer_count)
+        self.buffers = max(1, min(config.buffer_count, WINDOW_MOST))
         fresh = self.window.cap == 1 and self.buffers > 1
         if fresh:
             self.window = Window(self.buffers)
