@@ -69,7 +69,7 @@ def _run(words: list[str]) -> int:
     parser = Parser(f"aoe-nbd {verb}", (module.__doc__ or "").strip())
     module.add_arguments(parser)
     prepare = getattr(module, "prepare", None)  # for words that argparse would take for something else
-    return int(module.run(parser.parse_args(prepare(rest) if prepare else rest)))
+    return int(module.run(parser.parse_intermixed_args(prepare(rest) if prepare else rest)))
 
 
 def _sentence(error: BaseException) -> str:

@@ -20,8 +20,9 @@ from . import show
 from .asking import Disk, asking, conflict, identify, nobody, paths
 from .words import Failure, add_interface, add_time, addresses, interfaces, seconds
 
-_HEAD = ("ADDRESS", "SIZE", "MODEL", "SERIAL", "CONFIG", "BUF", "SEC", "MAC", "IF", "NOTE")
-_FOLD = ("MODEL", "SERIAL", "CONFIG", "NOTE")
+# In a pipe each fact has its column; a terminal has not the width for that.
+_PLAIN = ("ADDRESS", "SIZE", "MODEL", "SERIAL", "CONFIG", "BUF", "SEC", "MAC", "IF", "NOTE")
+_TERMINAL = ("ADDRESS", "SIZE", "BUF", "SEC", "PATHS", "MODEL, SERIAL", "CONFIG", "NOTE")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
         if not disks:
             raise Failure(nobody(engine, which, timeout))
         if not args.json:
-            show.table(_HEAD, [_row(engine, group, fight) for group, fight in grouped(disks)], _FOLD)
+            head = _TERMINAL if show.on_terminal() else _PLAIN
+            rows = [_row(engine, group, fight) for group, fight in grouped(disks)]
+            show.table(head, [[row[title] for title in head] for row in rows], _TERMINAL[5:])
     status = 0
     for _, same in itertools.groupby(disks, lambda disk: disk.path.address):
         if sentence := conflict(list(same)):
@@ -76,22 +79,25 @@ def _unique(values: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _row(engine: Engine, group: Sequence[Disk], fight: bool) -> list[show.Cell]:
+def _row(engine: Engine, group: Sequence[Disk], fight: bool) -> dict[str, show.Cell]:
     disk = group[0].identify
     configs = [(d.path, d.path.config) for d in group if d.path.config is not None]
     notes = [*(["ANOTHER DISK HAS THIS ADDRESS TOO"] if fight else []), *(d.path.refusal or d.note for d in group)]
-    return [
-        str(group[0].path.address),
-        show.size(disk.sectors * SECTOR) if disk else "",
-        show.text(disk.model) if disk else "",
-        show.text(disk.serial) if disk else "",
-        _unique([show.text(config.string) for _, config in configs]),
-        _unique([str(config.buffer_count) for _, config in configs]),
-        _unique([str(sectors_per_frame(c.sector_count, engine.links[path.link].mtu)) for path, c in configs]),
-        [format_mac(d.path.mac) for d in group],
-        [d.path.link for d in group],
-        _unique([note for note in notes if note]),
-    ]
+    model, serial = (show.text(disk.model), show.text(disk.serial)) if disk else ("", "")
+    return {
+        "ADDRESS": str(group[0].path.address),
+        "SIZE": show.size(disk.sectors * SECTOR) if disk else "",
+        "MODEL": model,
+        "SERIAL": serial,
+        "MODEL, SERIAL": [text for text in (model, serial) if text],
+        "CONFIG": _unique([show.text(config.string) for _, config in configs]),
+        "BUF": _unique([str(config.buffer_count) for _, config in configs]),
+        "SEC": _unique([str(sectors_per_frame(c.sector_count, engine.links[path.link].mtu)) for path, c in configs]),
+        "MAC": [format_mac(d.path.mac) for d in group],
+        "IF": [d.path.link for d in group],
+        "PATHS": [f"{format_mac(d.path.mac)} {d.path.link}" for d in group],
+        "NOTE": _unique([note for note in notes if note]),
+    }
 
 
 def path_facts(engine: Engine, disk: Disk) -> dict[str, Any]:

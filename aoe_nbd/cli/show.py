@@ -46,22 +46,27 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
+def on_terminal() -> bool:
+    """Whether a person reads the output."""
+    return sys.stdout.isatty()
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], fold: Sequence[str] = ()) -> None:
     """Print a table. On a narrow terminal the columns in `fold` give way, and one with nothing in it is left out."""
-    if not sys.stdout.isatty():
+    if not on_terminal():
         print("\n".join(columns(head, rows)))
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    used = [i for i in range(len(head)) if any("".join(row[i]) for row in rows)]
+    lines = [[[cell] if isinstance(cell, str) else list(cell) for cell in row] for row in rows]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    used = [i for i in range(len(head)) if any(any(row[i]) for row in lines)]
     for i in used:
         grid.add_column(head[i], overflow="fold", no_wrap=head[i] not in fold)
-    for row in rows:
-        grid.add_row(*(Text("\n".join([row[i]] if isinstance(row[i], str) else row[i])) for i in used))  # type: ignore[list-item]
+    for row in lines:
+        grid.add_row(*(Text("\n".join(row[i])) for i in used))
     Console().print(grid)
 
 
