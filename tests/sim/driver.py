@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What `aoe_nbd.engine` is to the core, step by step the same, on the virtual clock; and the rules for what leaves the host."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aoe_nbd.core import encode
+from aoe_nbd.core.copies import FLYING, GHOST, LOST, PROBED, Copies
+from aoe_nbd.core.initiator import Initiator, OnDead, Run
+from aoe_nbd.core.request import Request
+from aoe_nbd.wire.address import Address
+from aoe_nbd.wire.frames import Config
+
+from .checker import Violation
+from .ether import Copy, mix
+from .targets import READS, WRITES, describe
+
+try:
+    from aoe_nbd.core import batch
+except ImportError:
+    batch = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from .world import World
+
+_HEADER = struct.Struct(">6s6sHBBHBBI")
+_FOREVER = float("inf")
+_BATCH = 4  # frames waiting, from which on the engine looks at them as an array
+_SPIN = 100  # steps in a row that find nothing to do
+
+
+class Link:
+    """One of our interfaces."""
+
+    def __init__(self, name: str, mac: bytes, mtu: int) -> None:
+        self.name, self.mac, self.mtu, self.up = name, mac, mtu, True
+
+
+class Driver:
+    """Moves frames between core and ether. `kind` is the class of initiator: the true one, or a mutant."""
+
+    checks_tags = True
+
+    def __init__(self, world: World, kind: type[Initiator]) -> None:
+        s = world.scenario
+        self.world, self.kind = world, kind
+        self.links = [Link(f"link{i}", bytes((2, 0, 0, 0, 1, i)), s.mtu) for i in range(s.links)]
+        self.names = {link.name: i for i, link in enumerate(self.links)}
+        self.stalled_until = 0.0
+        self.send_failures: list[Any] = []
+        self._tags: set[int] = set()
+        self._received: list[tuple[str, bytes]] = []
+        self._wake_set = False
+        self._timer_at = _FOREVER
+        self._idle = 0
+        self._steps = 0
+        self._mixed = s.seed << 20
+        self.initiator = self._start()
+
+    def _start(self) -> Initiator:
+        world, s = self.world, self.world.scenario
+        now = world.clock.now
+        initiator = self.kind(
+            Address(*world.address),
+            seed=s.seed * 1000 + round(now * 1e6) % 1000,
+            now=now,
+            on_dead=OnDead(s.on_dead),
+            learn_paths=s.learn,
+        )
+        if s.tag_start is not None and not now:
+            table_of(initiator).next = s.tag_start
+        return initiator
+
+    def attach(self, learned: bool) -> None:
+        """Tell the initiator of its paths, as discovery found them."""
+        world = self.world
+        for i, link in enumerate(self.links):
+            for remote in range(world.scenario.remotes):
+                if not learned or (i, remote) == (0, 0):
+                    self.add_path(i, world.mac_of(remote))
+        for link in self.links:
+            if not link.up:
+                self.initiator.link_changed(link.name, link.mac, link.mtu, False, world.clock.now)
+        self.step()
+
+    def add_path(self, link: int, mac: bytes) -> None:
+        """Discovery has found this MAC."""
+        ours = self.links[link]
+        config = Config(buffer_count=self.world.scenario.buffers, sector_count=self.world.target.most)
+        self.initiator.add_path(ours.name, ours.mac, mac, ours.mtu, config, self.world.clock.now)
+
+    def crash(self) -> None:
+        """The process dies and another takes its place."""
+        self._received.clear()
+        self._timer_at = _FOREVER
+        self.initiator = self._start()
+
+    # -- the engine's loop -------------------------------------------------------------------------------------------
+
+    def arrived(self, link: int, frame: bytes) -> None:
+        """A frame is in the receive ring."""
+        self._received.append((self.links[link].name, frame))
+        if not self._wake_set:
+            self._wake_set = True
+            now = self.world.clock.now
+            delay = 2e-6 + mix(self._mixed + self._steps) * self.world.scenario.wake
+            self.world.clock.at(max(now + delay, self.stalled_until), self._woken)
+
+    def _woken(self) -> None:
+        self._wake_set = False
+        self._idle = 0
+        self.step()
+
+    def step(self) -> None:
+        """One turn of the loop."""
+        now = self.world.clock.now
+        initiator = self.initiator
+        self._steps += 1
+        received, self._received = self._received, []
+        for name in dict.fromkeys(link for link, _ in received):
+            self._receive(name, [frame for link, frame in received if link == name], now)
+        if initiator.timer() <= now or self._steps % 61 == 0:  # a tick is harmless at any time
+            initiator.tick(now)
+        self._settle(now)
+
+    def _receive(self, link: str, frames: list[bytes], now: float) -> None:
+        initiator = self.initiator
+        if len(frames) < _BATCH or batch is None or min(map(len, frames)) < 24:
+            for frame in frames:
+                initiator.receive(link, frame, now)
+            return
+        width = max(60, *map(len, frames))
+        rows = np.frombuffer(b"".join(f.ljust(width, b"\xee") for f in frames), np.uint8).reshape(len(frames), width)
+        lengths = np.array([len(frame) for frame in frames])
+        self.world.counters["batches"] += 1
+        batch.receive(initiator, link, rows, lengths, now, lambda frame: initiator.receive(link, frame, now))
+
+    def _settle(self, now: float) -> None:
+        initiator = self.initiator
+        self._transmit(now)
+        if initiator.completed:
+            self._idle = 0
+            completed = list(initiator.completed)
+            initiator.completed.clear()
+            for request in completed:
+                request.token(request)
+        if initiator.events:
+            if self.world.trace:
+                for event in initiator.events:
+                    self.world.say(f"  event {event.what}: {event.text}")
+            initiator.events.clear()
+        at = initiator.timer()
+        if at < self._timer_at:
+            self._timer_at = at
+            # A timer that is late already fires at once: a turn of the loop takes a microsecond or two.
+            self.world.clock.at(max(at, now + 2e-6, self.stalled_until), self._fired, at)
+
+    def _fired(self, at: float) -> None:
+        if at != self._timer_at:
+            return  # it was set to fire earlier since
+        self._timer_at = _FOREVER
+        if self.world.clock.now < self.stalled_until:
+            self._timer_at = at
+            self.world.clock.at(self.stalled_until, self._fired, at)
+            return
+        self._idle += 1
+        if self._idle > _SPIN:
+            raise Violation("spin", f"the timer has fired {self._idle} times in a row for nothing: a busy loop")
+        self.step()
+
+    def submit(self, request: Request) -> None:
+        """A client's thread: submit, and send what may be sent at once."""
+        now = self.world.clock.now
+        self.initiator.submit(request, now)
+        self._settle(now)
+
+    def release(self, lock: Request) -> None:
+        now = self.world.clock.now
+        self.initiator.release(lock, now)
+        self._settle(now)
+
+    def link_changed(self, index: int) -> None:
+        """We hear of a change of an interface."""
+        link = self.links[index]
+        self.initiator.link_changed(link.name, link.mac, link.mtu, link.up, self.world.clock.now)
+        self.step()
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def _transmit(self, now: float) -> None:
+        initiator = self.initiator
+        for run in initiator.transmit(now):
+            sent, failure = self._send(run, now)
+            if sent < run.count:
+                initiator.unsent(run, sent, failure, now)
+            if sent:
+                self._idle = 0
+        buffers = max(1, self.world.scenario.buffers)
+        under_way = [path.outstanding for path in initiator.paths if path.up]
+        asked = [path.outstanding for path in initiator.paths if not path.up]
+        if sum(under_way) > buffers or max(asked, default=0) > buffers or min(under_way + asked, default=0) < 0:
+            raise Violation(
+                "courtesy", f"{under_way} frames outstanding, {asked} questions; the target has {buffers} buffers"
+            )
+
+    def _send(self, run: Run, now: float) -> tuple[int, str]:
+        world = self.world
+        index = self.names[run.path.link]
+        link = self.links[index]
+        rows = encode.headers(self.initiator, run) if run.count > 1 and run.seq % 13 == 0 else None
+        for i in range(run.count):
+            header, payload = self.encode(run, i)
+            if rows is not None and header[:36] != rows[i].tobytes()[:36]:
+                raise Violation(
+                    "encode", f"frame {i} of a run is {header.hex()} alone, {rows[i].tobytes().hex()} in the run"
+                )
+            frame = header if payload is None else header + payload
+            if not link.up:
+                return i, "ENETDOWN"
+            if len(frame) - 14 > link.mtu:
+                return i, "EMSGSIZE"
+            for fault in self.send_failures:
+                if fault.link in (-1, index) and mix(self._mixed + self._steps * 64 + i) < fault.rate:
+                    return i, "ENOBUFS"
+            self._check(run, frame, link)
+            tag = int.from_bytes(frame[20:24], "big")
+            number = run.request.token.op if run.request.token is not None else 0
+            spare = run.request.path is not None and not run.path.up
+            world.tag_op[tag] = number
+            if world.trace:
+                world.say(f"  {link.name} > {run.path.remote.hex(':')[-5:]} {describe(frame)} op {number}")
+            world.send(index, run.path.remote, frame, Copy(len(self._tags), tag, number, run.request.kind, now, spare))
+        return run.count, ""
+
+    def encode(self, run: Run, i: int) -> tuple[bytes, memoryview | None]:
+        """The bytes of one frame."""
+        return encode.frame(self.initiator, run, i)
+
+    def _check(self, run: Run, frame: bytes, link: Link) -> None:
+        """What no frame of ours may ever be, whatever happens."""
+        dst, src, ethertype, flags, error, major, minor, command, tag = _HEADER.unpack_from(frame)
+        world = self.world
+        if len(frame) < 60 or ethertype != 0x88A2 or flags != 0x10 or error:
+            raise Violation("frame", f"{len(frame)} bytes, type {ethertype:#x}, flags {flags:#x}, error {error}")
+        if (major, minor) != world.address or dst[0] & 1 or src != link.mac:
+            raise Violation("frame", f"to {major}.{minor} at {dst.hex(':')} from {src.hex(':')}")
+        if not tag >> 31 or tag == 0xFFFFFFFF:
+            raise Violation("tag", f"tag {tag:08x}")
+        if tag in self._tags and self.checks_tags:
+            raise Violation("tag", f"tag {tag:08x} is used again")
+        self._tags.add(tag)
+        if command == 1:
+            return
+        aflags, _, count, opcode = frame[24:28]
+        lba = int.from_bytes(frame[28:34], "little")
+        if bool(aflags & 1) != (opcode in (*WRITES, 0x06)) or aflags & ~0x41:
+            raise Violation("frame", f"AFlags {aflags:#x} with opcode {opcode:#x}")
+        if opcode in READS + WRITES:
+            wide = opcode in (0x24, 0x34, 0x3D)
+            if wide != bool(aflags & 0x40) or (not wide and lba >> 28 != 0xE):
+                raise Violation("frame", f"AFlags {aflags:#x}, LBA {lba:#x} with opcode {opcode:#x}")
+            lba = lba if wide else lba & 0x0FFFFFFF
+            if not count or lba + count > world.most_capacity or (opcode in WRITES and len(frame) != 36 + 512 * count):
+                raise Violation("frame", f"{count} sectors at {lba} in {len(frame)} bytes")
+
+    # -- for the checks at the end -----------------------------------------------------------------------------------
+
+    def leaks(self, copies: bool) -> str:
+        """What the initiator holds although nothing is asked of it any more; empty if nothing."""
+        initiator = self.initiator
+        found = {
+            "ranges": len(initiator._lock),
+            "ghosts": initiator.ghosts,
+            "waiting": initiator.waiting,
+            "early": len(initiator._early),
+            "ready": sum(not r.done for r in initiator._ready),
+            "again": sum(not r[2].done for r in initiator._again),
+            "copies": self._live_copies() if copies else 0,
+        }
+        return ", ".join(f"{count} {name}" for name, count in found.items() if count)
+
+    def _live_copies(self) -> int:
+        """Copies of clients' requests that count as under way, lost, or ghosts."""
+        table = table_of(self.initiator)
+        count = 0
+        for state in (FLYING, LOST, GHOST, PROBED):
+            at = table.state.find(state)
+            while at >= 0:
+                owner = table.owner[at]
+                count += owner is not None and owner.path is None
+                at = table.state.find(state, at + 1)
+        return count
+
+
+def table_of(initiator: Initiator) -> Copies:
+    """The initiator's table of copies."""
+    return initiator.copies
