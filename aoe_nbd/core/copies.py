@@ -54,20 +54,25 @@ class Copies:
         seq = self.seq[i]
         return seq if self.state[i] and tag == tag_of(seq) else -1
 
-    def run(self, most: int) -> int:
-        """How many copies in a row, 1 to `most`, may be numbered from `next` on. Skips numbers that are taken."""
-        while True:
-            i = self.next & MASK
-            if self.state[i] in _UNUSED and self.next & _LOW != _LOW:
-                break
+    def run(self, most: int, gone: float = float("-inf")) -> int:
+        """How many copies in a row, 1 to `most`, may be numbered from `next` on. Skips numbers that are taken.
+
+        A lost copy that was sent by `gone`, so that it cannot arrive any more, gives its place up.
+        """
+        while self.next & _LOW == _LOW or not self._open(self.next & MASK, gone):
             self.next += 1
+        i = self.next & MASK
         most = min(most, SIZE - i, _LOW - (self.next & _LOW))
         if most == 1 or self.state.count(0, i, i + most) == most:
             return most
         n = 1
-        while n < most and self.state[i + n] in _UNUSED:
+        while n < most and self._open(i + n, gone):
             n += 1
         return n
+
+    def _open(self, i: int, gone: float) -> bool:
+        state = self.state[i]
+        return state in _UNUSED or (state in (LOST, PROBED) and self.sent[i] <= gone)
 
     def add(self, request: Request, offset: int, length: int, step: int, count: int, flight: Flight, now: float) -> int:
         """Number `count` copies (as `run` allowed) of units [offset, offset + length), `step` a copy. Returns the first."""

@@ -375,7 +375,7 @@ class Initiator:
     ) -> int:
         """Number the copies of units [offset, offset + length) and have them sent, as far as one run goes."""
         wanted = -(-length // step)
-        count = self.copies.run(wanted)
+        count = self.copies.run(wanted, now - self.quarantine)
         length = min(length, count * step)
         flight = path.by_kind[request.kind]
         seq = self.copies.add(request, offset, length, step, count, flight, now)
