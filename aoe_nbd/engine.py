@@ -85,6 +85,7 @@ class Engine:
         self._exchanges: list[Exchange] = []
         self._lock = threading.RLock()
         self._slots: deque[int] = deque()  # idle eventfds
+        self._inbox: deque[tuple[Initiator, Request]] = deque()  # not submitted yet
         self._thread: threading.Thread | None = None
         self._watch: InterfaceWatch | None = None
         self._stopped = False
@@ -140,6 +141,7 @@ class Engine:
             for initiator in self._initiators.values():
                 initiator.abandon(error, reason, time.monotonic())
                 self._collect(initiator)
+        self._submit()
 
     # -- work --------------------------------------------------------------------------------------------------------
 
@@ -155,6 +157,7 @@ class Engine:
         """Run it no longer."""
         with self._lock:
             self._initiators.pop(initiator.address, None)
+        self._submit()
 
     def find(self, address: Address) -> Initiator | None:
         """The initiator of this LUN, if there is one."""
@@ -168,25 +171,37 @@ class Engine:
         except IndexError:
             slot = os.eventfd(0, os.EFD_CLOEXEC)
         request.token = slot
-        with self._lock:
-            if self._stopped:
-                request.error, request.reason, request.done, request.data = (
-                    errno.ESHUTDOWN,
-                    "the bridge is ending",
-                    True,
-                    None,
-                )
-                slots.append(slot)
-                return
-            now = time.monotonic()
-            initiator.submit(request, now)
-            self._transmit(initiator, now)
-            self._collect(initiator)
-            self._timer.set(initiator.timer())
+        self._inbox.append((initiator, request))
+        self._submit()
         if self._thread is None:
             self.wait(lambda: request.done, FOREVER)
         os.eventfd_read(slot)
         slots.append(slot)
+
+    def _submit(self) -> None:
+        """Take in what lies in the inbox, unless another thread holds the lock: then that one does, as it lets go of it.
+
+        Callers never queue up for the lock. With the interpreter's own lock behind it, each would cost a task switch.
+        """
+        while self._inbox and self._lock.acquire(blocking=False):
+            try:
+                now = time.monotonic()
+                touched: dict[Initiator, None] = {}
+                while self._inbox:
+                    initiator, request = self._inbox.popleft()
+                    if self._stopped:
+                        request.error, request.reason = errno.ESHUTDOWN, "the bridge is ending"
+                        request.data, request.done = None, True
+                        os.eventfd_write(request.token, 1)
+                        continue
+                    initiator.submit(request, now)
+                    touched[initiator] = None
+                for initiator in touched:
+                    self._transmit(initiator, now)
+                    self._collect(initiator)
+                    self._timer.set(initiator.timer())
+            finally:
+                self._lock.release()
 
     def release(self, initiator: Initiator, lock: Request) -> None:
         """Give back the range of a LOCK request."""
@@ -196,6 +211,7 @@ class Engine:
             self._transmit(initiator, now)
             self._collect(initiator)
             self._timer.set(initiator.timer())
+        self._submit()
 
     def ask(self, exchange: Exchange, grace: float | None = None) -> Exchange:
         """Put a question and wait for its answers. With `grace`, stop that many seconds after the first of them."""
@@ -225,6 +241,7 @@ class Engine:
         """Ask it no longer: what answers come later are dropped."""
         with self._lock:
             self._exchanges.remove(exchange)
+        self._submit()
 
     def stuck_at(self) -> int | None:
         """None if no request waits; else how many are finished so far."""
@@ -311,6 +328,7 @@ class Engine:
                 at = min(at, initiator.timer())
             self._timer.set(at)
             told, self._told = self._told, []
+        self._submit()
         for initiator, event in told:
             self._on_event(initiator, event)
 
