@@ -396,7 +396,7 @@ class Initiator:
             if run.request.path is None and not run.request.done:
                 self._requeue(run.request, offset, length, now)
         if run.request.path is not None:
-            self._control_lost(run.request, now)
+            self._control_lost(run.request, now + 1e-3)
         run.path.hold_until = now + 1e-3
 
     # -- answers in --------------------------------------------------------------------------------------------------
@@ -742,13 +742,13 @@ class Initiator:
             )
         self._requeue(request, offset, table.length[i], now + wait)
 
-    def _control_lost(self, request: Request, now: float) -> None:
-        """A question to one path went unanswered: the path's own schedule asks again."""
+    def _control_lost(self, request: Request, again: float) -> None:
+        """A question to one path went unanswered: the path's own schedule asks again, one that is up at time `again`."""
         path = request.path
         assert path is not None
         request.done = True
         if path.up and request.kind not in _SIZE_PROBES:
-            path.next_probe = now
+            path.next_probe = again
 
     # -- time --------------------------------------------------------------------------------------------------------
 
