@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from .words import Failure
+from .failure import Failure
 
 VERBS = {
     "discover": "show the disks that answer",

@@ -21,7 +21,8 @@ from ..wire.address import Address, format_mac
 from ..wire.codes import SECTOR, Ata, aoe_error_text
 from ..wire.frames import ATA_SIZE, Config, FrameError, MaskList, Reserve, Taskfile, parse_ata, taskfile
 from ..wire.identify import Identify
-from .words import Failure, shown
+from .failure import Failure
+from .words import shown
 
 PATIENCE = 3.0  # s for an answer of a target that has just answered
 GRACE = 0.3  # s after a first answer in which a LUN's other paths may answer too

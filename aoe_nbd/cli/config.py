@@ -20,7 +20,8 @@ from ..wire.codes import MAX_STRING, AoeError, ConfigCommand, aoe_error_text
 from ..wire.frames import Config
 from . import show
 from .asking import GRACE, PATIENCE, Path, ask, asking, by_mac, nobody, reach, refusal
-from .words import Failure, add_interface, add_time, addresses, interfaces, is_wild, seconds, shown
+from .failure import Failure
+from .words import add_interface, add_time, addresses, interfaces, is_wild, seconds, shown
 
 _ACTIONS = {
     "read": ConfigCommand.READ,

@@ -18,7 +18,8 @@ from ..wire.codes import SECTOR
 from ..wire.frames import sectors_per_frame
 from . import show
 from .asking import Disk, asking, conflict, identify, nobody, paths
-from .words import Failure, add_interface, add_time, addresses, interfaces, seconds
+from .failure import Failure
+from .words import add_interface, add_time, addresses, interfaces, seconds
 
 # In a pipe each fact has its column; a terminal has not the width for that.
 _PLAIN = ("ADDRESS", "SIZE", "MODEL", "SERIAL", "CONFIG", "BUF", "SEC", "MAC", "IF", "NOTE")

@@ -14,7 +14,8 @@ from ..wire.identify import Identify
 from . import show
 from .asking import Disk, asking, conflict, identify, reach
 from .discover import path_facts
-from .words import Failure, add_interface, add_time, address, interfaces, macs, seconds
+from .failure import Failure
+from .words import add_interface, add_time, address, interfaces, macs, seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,8 @@ from ..wire.address import format_mac
 from ..wire.codes import MaskCommand, MaskDirectiveCommand, MaskError, aoe_error_text
 from ..wire.frames import FrameError, MaskList
 from .asking import Path, ask, asking, by_mac, reach
-from .words import Failure, add_interface, add_time, address, interfaces, mac, seconds
+from .failure import Failure
+from .words import add_interface, add_time, address, interfaces, mac, seconds
 
 _MARK = "del:"  # stands for the hyphen, which argparse would take for an option's
 _ERRORS = {

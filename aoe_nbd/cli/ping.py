@@ -26,7 +26,8 @@ from ..wire.codes import SECTOR, Ata
 from ..wire.frames import ATA_SIZE, Config, FrameError, Taskfile, parse_ata, taskfile
 from . import show
 from .asking import Path, asking, paths, question, refusal
-from .words import Failure, add_interface, address, interfaces, macs, number, whole
+from .failure import Failure
+from .words import add_interface, address, interfaces, macs, number, whole
 
 _FIND = 1.0  # s to look for the disk's paths before the first probe
 _SAMPLES = 100_000  # round trips that percentiles are taken from

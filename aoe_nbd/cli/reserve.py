@@ -15,7 +15,8 @@ from ..wire.address import format_mac
 from ..wire.codes import AoeError, ReserveCommand, aoe_error_text
 from ..wire.frames import FrameError, Reserve
 from .asking import Path, ask, asking, by_mac, reach
-from .words import Failure, add_interface, add_time, address, interfaces, macs, seconds
+from .failure import Failure
+from .words import add_interface, add_time, address, interfaces, macs, seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

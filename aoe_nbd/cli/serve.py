@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -26,7 +28,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..options import PARAMETERS, OptionError, Options
-from .words import Failure, add_interface, whole
+from .failure import Failure
+from .words import add_interface, whole
 
 _PLUGIN = Path(__file__).resolve().parents[1] / "plugin.py"
 _OURS = ("target", "shelf", "slot", "interface", "netif", "mac")  # parameters with an option of their own kind below
@@ -168,17 +171,18 @@ def make_room(path: str) -> str | None:
     folder = os.path.dirname(path)
     made = None if os.path.isdir(folder) else folder
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    if not os.path.lexists(path):
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
         return made
+    if not stat.S_ISSOCK(found.st_mode):
+        raise Failure(f"{path} exists and is no socket: give another --socket PATH")
     with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(path)
-        except ConnectionRefusedError:  # what an nbdkit leaves behind when it ends
+        client.settimeout(1)
+        if client.connect_ex(path) == errno.ECONNREFUSED:  # what an nbdkit leaves behind when it ends
             os.unlink(path)
             return made
-        except OSError as error:
-            raise Failure(f"{path} is no socket that could be used ({error.strerror}): give --socket PATH") from None
-    raise Failure(f"something serves on {path} already: end it first, or give --socket PATH")
+    raise Failure(f"something serves on {path} already: end it first, or give another --socket PATH")
 
 
 def lines(which: Plan, pid: str | None) -> list[str]:

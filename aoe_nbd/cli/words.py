@@ -9,10 +9,7 @@ import re
 from ..options import OptionError, Options
 from ..wire.address import Address, parse_address, parse_mac, parse_shelf, parse_slot
 from ..wire.codes import ALL_SHELVES, ALL_SLOTS
-
-
-class Failure(Exception):
-    """The command cannot do what was asked; the message is one sentence for the user."""
+from .failure import Failure
 
 
 def address(text: str) -> Address:
