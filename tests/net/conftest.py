@@ -67,8 +67,9 @@ def storage(lan: Lan) -> Host:
 
 
 @pytest.fixture
-def sniffer(initiator: Host) -> Iterator[Sniffer]:
-    sniffer = Sniffer(initiator)
+def sniffer(storage: Host) -> Iterator[Sniffer]:
+    """What the target is asked."""
+    sniffer = Sniffer(storage)
     yield sniffer
     sniffer.close()
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -156,7 +157,7 @@ class Process:
 
     def wait_for(self, text: str) -> None:
         """Until the program has printed `text`."""
-        self._wait(lambda: text in self.output(), f"print {text!r}")
+        self.wait_until(lambda: text in self.output(), f"print {text!r}")
 
     def wait_for_socket(self, path: Path) -> None:
         """Until something listens on that Unix socket."""
@@ -165,9 +166,10 @@ class Process:
             with socket.socket(socket.AF_UNIX) as client:
                 return client.connect_ex(str(path)) == 0
 
-        self._wait(listening, f"listen on {path}")
+        self.wait_until(listening, f"listen on {path}")
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+    def wait_until(self, ready: Callable[[], bool], what: str) -> None:
+        """Until `ready()`, which is called while this program runs; `what` says what it was to do."""
         deadline = time.monotonic() + PATIENCE
         while not ready():
             status = self.popen.poll()
@@ -203,31 +205,45 @@ class Bridge(Process):
         return f"nbd+unix:///{quote(export)}?socket={self.socket}"
 
 
-class Sniffer:
-    """Every AoE frame that passes a host's interface, in both directions, from its making on."""
+@dataclass(frozen=True)
+class Transfer:
+    """A request for data: sectors [lba, lba + count)."""
 
-    _SO_RCVBUFFORCE, _ETH_P_ALL = 33, 3  # a socket of all protocols: one of AoE's alone would see no outgoing frames
+    write: bool
+    lba: int
+    count: int
+
+
+class Sniffer:
+    """Every AoE frame that comes in at a host's interface, from the sniffer's making on.
+
+    Not what goes out there: our links bypass the queueing discipline, and with it every tap.
+    """
+
+    _SO_RCVBUFFORCE, _AOE = 33, 0x88A2
 
     def __init__(self, host: Host) -> None:
         with host.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._socket.setsockopt(socket.SOL_SOCKET, self._SO_RCVBUFFORCE, 64 * MIB)
-            self._socket.bind((host.interface, self._ETH_P_ALL))
+            self._socket.bind((host.interface, self._AOE))
 
     def frames(self) -> list[bytes]:
-        """Those since the last call, in order. A frame is here before its sender's `send` has returned."""
+        """Those since the last call, in order: surely all that were sent before one that was answered."""
         found: list[bytes] = []
         while select.select([self._socket], [], [], 0)[0]:
-            frame = self._socket.recv(65536)
-            if frame[12:14] == b"\x88\xa2":
-                found.append(frame)
+            found.append(self._socket.recv(65536))
         return found
 
-    def transfers(self) -> int:
-        """How many READ and WRITE requests (first transmissions and repeats) there were since the last call."""
-        return sum(
-            len(f) >= 36 and not f[14] & 8 and f[19] == 0 and f[27] in (0x20, 0x24, 0x30, 0x34) for f in self.frames()
-        )
+    def transfers(self) -> list[Transfer]:
+        """The READ and WRITE requests among them, with repeats, and with the bridge's own probes of the path."""
+        found = []
+        for f in self.frames():
+            if not f[14] & 8 and f[19] == 0 and f[27] in (0x20, 0x24, 0x30, 0x34):
+                bits = 48 if f[24] & 0x40 else 28
+                lba = int.from_bytes(f[28:34], "little") & (1 << bits) - 1
+                found.append(Transfer(f[27] in (0x30, 0x34), lba, f[26]))
+        return found
 
     def close(self) -> None:
         self._socket.close()

@@ -69,10 +69,10 @@ def test_fio(disk: Path, target: Start, bridge: Callable[..., Bridge], tmp_path:
 @pytest.mark.parametrize("block", ["512", "1536", "4k", "8704", "128k", "4m"])
 def test_fio_block_sizes(block: str, folder: Path, target: Start, bridge: Callable[..., Bridge]) -> None:
     """Each size for itself, one sector and odd numbers of them among these, 32 at a time."""
-    write_random(folder / "disk", 64 * MIB, seed=4)
+    write_random(folder / "disk", 16 * MIB, seed=4)
     target(folder / "disk")
     uri = bridge().uri()
-    size = 8 * MIB if block == "512" else 64 * MIB
+    size = 4 * MIB if block == "512" else 16 * MIB
     run(
         *("fio", "--name=one", "--ioengine=nbd", f"--uri={uri}", f"--size={size}", "--iodepth=32", f"--bs={block}"),
         *("--rw=randwrite", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randrepeat=1"),
