@@ -12,7 +12,6 @@ from .mutants import MUTANTS
 from .runner import Outcome, command, many, play, shrink, world
 from .scenario import Keep
 
-
 _SHOWN = 20  # failures
 _SHRUNK = 3
 

@@ -16,6 +16,7 @@ when the last acknowledged flush (or the sector's last acknowledged FUA write) d
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 INFINITY = float("inf")
@@ -148,7 +149,7 @@ class History:
             zone[0] = min(zone[0], read.end)
             zone[1] = max(zone[1], read.begin)
         forward = sorted((f, s, value) for value, (f, s) in zones.items() if f < s)
-        for (f, s, value), (f2, s2, value2) in zip(forward, forward[1:], strict=False):
+        for (f, s, value), (f2, s2, value2) in itertools.pairwise(forward):
             if f2 < s:
                 raise Violation(
                     "order",

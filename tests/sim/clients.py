@@ -110,6 +110,7 @@ class Client:
         self._life += 1
         if self._write is not None:
             self.world.history.written(self._write, self.world.clock.now, True)
+            self.world.orphans.add(self._write.number)
             self._write = None
         if self.done:
             return
@@ -191,10 +192,11 @@ class Client:
         lock = Request(Kind.LOCK, op.lba, op.count)
         yield lock
         for sector in () if lock.error else dict.fromkeys((op.lba, op.lba + op.count - 1)):
+            epoch = world.target.disk.epoch
             values = yield from self._reading(op, sector, 1, lock)
             if not values:
                 break
-            world.expected[op.number, sector] = (world.target.disk.epoch, values[0])
+            world.expected[op.number, sector] = (epoch, values[0])
         else:
             if not lock.error:
                 yield from self._writing(op, under=lock)

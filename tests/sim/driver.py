@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import struct
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aoe_nbd.core import encode
-from aoe_nbd.core.copies import FLYING, GHOST, LOST, PROBED, Copies
+from aoe_nbd.core import batch, encode
+from aoe_nbd.core.copies import FLYING, GHOST, LOST, MASK, PROBED
 from aoe_nbd.core.initiator import Initiator, OnDead, Run
-from aoe_nbd.core.request import Request
+from aoe_nbd.core.request import CHANGES, Request
 from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.frames import Config
 
@@ -19,18 +20,14 @@ from .checker import Violation
 from .ether import Copy, mix
 from .targets import READS, WRITES, describe
 
-try:
-    from aoe_nbd.core import batch
-except ImportError:
-    batch = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from .world import World
 
 _HEADER = struct.Struct(">6s6sHBBHBBI")
 _FOREVER = float("inf")
 _BATCH = 4  # frames waiting, from which on the engine looks at them as an array
-_SPIN = 100  # steps in a row that find nothing to do
+_SPIN = 100  # steps in a row that find nothing to do, each within
+_BUSY = 200e-6  # s of the last, are a busy loop
 
 
 class Link:
@@ -43,7 +40,8 @@ class Link:
 class Driver:
     """Moves frames between core and ether. `kind` is the class of initiator: the true one, or a mutant."""
 
-    checks_tags = True
+    checks_tags = True  # what the mutants of some rules switch off, so that the data must show it
+    checks_overlap = True
 
     def __init__(self, world: World, kind: type[Initiator]) -> None:
         s = world.scenario
@@ -53,32 +51,38 @@ class Driver:
         self.stalled_until = 0.0
         self.send_failures: list[Any] = []
         self._tags: set[int] = set()
+        self._spare: deque[int] = deque(maxlen=64)
+        self._under_way: dict[int, Request] = {}
+        self._inbox: list[Request] = []
         self._received: list[tuple[str, bytes]] = []
         self._wake_set = False
         self._timer_at = _FOREVER
-        self._idle = 0
+        self._idle = 0  # times in a row that the timer fired for nothing
+        self._idle_since = 0.0
         self._steps = 0
         self._mixed = s.seed << 20
+        self._lives = 0  # of our process
         self.initiator = self._start()
 
     def _start(self) -> Initiator:
         world, s = self.world, self.world.scenario
         now = world.clock.now
+        self._lives += 1
         initiator = self.kind(
             Address(*world.address),
-            seed=s.seed * 1000 + round(now * 1e6) % 1000,
+            seed=s.seed * 1000 + self._lives,
             now=now,
             on_dead=OnDead(s.on_dead),
             learn_paths=s.learn,
         )
         if s.tag_start is not None and not now:
-            table_of(initiator).next = s.tag_start
+            initiator.copies.next = s.tag_start
         return initiator
 
     def attach(self, learned: bool) -> None:
         """Tell the initiator of its paths, as discovery found them."""
         world = self.world
-        for i, link in enumerate(self.links):
+        for i in range(len(self.links)):
             for remote in range(world.scenario.remotes):
                 if not learned or (i, remote) == (0, 0):
                     self.add_path(i, world.mac_of(remote))
@@ -96,6 +100,8 @@ class Driver:
     def crash(self) -> None:
         """The process dies and another takes its place."""
         self._received.clear()
+        self._inbox.clear()
+        self._under_way.clear()
         self._timer_at = _FOREVER
         self.initiator = self._start()
 
@@ -129,7 +135,7 @@ class Driver:
 
     def _receive(self, link: str, frames: list[bytes], now: float) -> None:
         initiator = self.initiator
-        if len(frames) < _BATCH or batch is None or min(map(len, frames)) < 24:
+        if len(frames) < _BATCH or min(map(len, frames)) < 24:
             for frame in frames:
                 initiator.receive(link, frame, now)
             return
@@ -167,15 +173,29 @@ class Driver:
             self._timer_at = at
             self.world.clock.at(self.stalled_until, self._fired, at)
             return
+        now = self.world.clock.now
+        if not self._idle:
+            self._idle_since = now
         self._idle += 1
         if self._idle > _SPIN:
-            raise Violation("spin", f"the timer has fired {self._idle} times in a row for nothing: a busy loop")
+            if now - self._idle_since < _SPIN * _BUSY:
+                raise Violation("spin", f"the timer has fired {self._idle} times in a row for nothing: a busy loop")
+            self._idle = 0
         self.step()
 
     def submit(self, request: Request) -> None:
-        """A client's thread: submit, and send what may be sent at once."""
+        """A client's thread: submit, and send what may be sent at once; whoever holds the lock does so for others."""
+        self._inbox.append(request)
+        if not self.world.scenario.crowded:
+            self._take_in()
+        elif len(self._inbox) == 1:
+            self.world.clock.at(self.world.clock.now + 30e-6, self._take_in)
+
+    def _take_in(self) -> None:
         now = self.world.clock.now
-        self.initiator.submit(request, now)
+        inbox, self._inbox = self._inbox, []
+        for request in inbox:
+            self.initiator.submit(request, now)
         self._settle(now)
 
     def release(self, lock: Request) -> None:
@@ -202,7 +222,12 @@ class Driver:
         buffers = max(1, self.world.scenario.buffers)
         under_way = [path.outstanding for path in initiator.paths if path.up]
         asked = [path.outstanding for path in initiator.paths if not path.up]
-        if sum(under_way) > buffers or max(asked, default=0) > buffers or min(under_way + asked, default=0) < 0:
+        excess = sum(under_way) - buffers
+        if excess > 0:  # questions put to a path while it was not up: nobody knew then whose buffers they take
+            table = initiator.copies
+            seqs = [table.find(tag) for tag in self._spare]
+            excess -= sum(seq >= 0 and table.state[seq & MASK] == FLYING for seq in seqs)
+        if excess > 0 or max(asked, default=0) > buffers or min(under_way + asked, default=0) < 0:
             raise Violation(
                 "courtesy", f"{under_way} frames outstanding, {asked} questions; the target has {buffers} buffers"
             )
@@ -211,7 +236,11 @@ class Driver:
         world = self.world
         index = self.names[run.path.link]
         link = self.links[index]
-        rows = encode.headers(self.initiator, run) if run.count > 1 and run.seq % 13 == 0 else None
+        rows = None
+        if run.count > 1 and run.seq % 13 == 0 and self.checks_tags:
+            rows = encode.headers(self.initiator, run)
+        if run.request.path is None:
+            self._check_overlap(run.request)
         for i in range(run.count):
             header, payload = self.encode(run, i)
             if rows is not None and header[:36] != rows[i].tobytes()[:36]:
@@ -231,10 +260,31 @@ class Driver:
             number = run.request.token.op if run.request.token is not None else 0
             spare = run.request.path is not None and not run.path.up
             world.tag_op[tag] = number
+            if spare:
+                self._spare.append(tag)
             if world.trace:
                 world.say(f"  {link.name} > {run.path.remote.hex(':')[-5:]} {describe(frame)} op {number}")
             world.send(index, run.path.remote, frame, Copy(len(self._tags), tag, number, run.request.kind, now, spare))
         return run.count, ""
+
+    def _check_overlap(self, request: Request) -> None:
+        """Sectors that are being written are in no other request that is under way."""
+        if self._under_way.get(id(request)) is request or not self.checks_overlap:
+            return
+        for other in list(self._under_way.values()):
+            if other.done:
+                del self._under_way[id(other)]
+            elif (
+                (other.kind in CHANGES or request.kind in CHANGES)
+                and other.lba < request.lba + request.count
+                and request.lba < other.lba + other.count
+            ):
+                raise Violation(
+                    "overlap",
+                    f"op {request.token.op} {request.kind.name} {request.lba}+{request.count} is sent while "
+                    f"op {other.token.op} {other.kind.name} {other.lba}+{other.count} is under way",
+                )
+        self._under_way[id(request)] = request
 
     def encode(self, run: Run, i: int) -> tuple[bytes, memoryview | None]:
         """The bytes of one frame."""
@@ -285,7 +335,7 @@ class Driver:
 
     def _live_copies(self) -> int:
         """Copies of clients' requests that count as under way, lost, or ghosts."""
-        table = table_of(self.initiator)
+        table = self.initiator.copies
         count = 0
         for state in (FLYING, LOST, GHOST, PROBED):
             at = table.state.find(state)
@@ -294,8 +344,3 @@ class Driver:
                 count += owner is not None and owner.path is None
                 at = table.state.find(state, at + 1)
         return count
-
-
-def table_of(initiator: Initiator) -> Copies:
-    """The initiator's table of copies."""
-    return initiator.copies

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aoe_nbd.core.copies import tag_of
+from aoe_nbd.core.copies import GHOST, LOST, MASK, PROBED, STALE, tag_of
 from aoe_nbd.core.initiator import Initiator, Run
 from aoe_nbd.core.lock import IntervalLock, Range
 from aoe_nbd.core.path import Path, PathState
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import ERROR, RESPONSE, Command
 
-from .driver import Driver, table_of
+from .driver import Driver
 
 
 class Mutant(NamedTuple):
@@ -25,14 +25,17 @@ class Mutant(NamedTuple):
     initiator: type[Initiator]
     driver: type[Driver]
     rule: str  # of the house plan, section 3
+    theme: str = ""  # seeds about this show it soonest
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(name: str, rule: str, driver: type[Driver] = Driver) -> Callable[[type[Initiator]], type[Initiator]]:
+def _mutant(
+    name: str, rule: str, driver: type[Driver] = Driver, theme: str = ""
+) -> Callable[[type[Initiator]], type[Initiator]]:
     def register(kind: type[Initiator]) -> type[Initiator]:
-        MUTANTS[name] = Mutant(kind, driver, rule)
+        MUTANTS[name] = Mutant(kind, driver, rule, theme)
         return kind
 
     return register
@@ -50,6 +53,10 @@ class _OneTag(Driver):
         newest: dict[int, int] = self.__dict__.setdefault("newest", {})
         mine = tag_of(run.seq + i)
         tag = names.setdefault((id(run.request), run.offset + i * run.step), mine)
+        table = self.initiator.copies
+        older = table.find(newest.get(tag, 0))
+        if older >= 0 and table.state[older & MASK] in (LOST, PROBED):
+            table.free(older)  # there is but one entry for a tag
         newest[tag] = mine
         self.__dict__.setdefault("keep", []).append(run.request)  # so that its id stays its own
         return header[:20] + tag.to_bytes(4, "big") + header[24:], payload
@@ -70,7 +77,7 @@ class _LooseTagCheck(_OneTag):
     checks_tags = False
 
 
-_mutant("tag-per-copy-by-data", "1", _LooseTagCheck)(Initiator)
+_mutant("tag-per-copy-by-data", "1", _LooseTagCheck, "stale")(Initiator)
 
 
 class _Bit31(Driver):
@@ -93,11 +100,20 @@ class _NoLock(IntervalLock):
         return True
 
 
+class _ByData(Driver):
+    """Does not look at what is under way, so that the data must show it."""
+
+    checks_overlap = False
+
+
 @_mutant("interval-lock", "2")
 class _Unlocked(Initiator):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lock = _NoLock()
+
+
+_mutant("interval-lock-by-data", "2", _ByData)(_Unlocked)
 
 
 class _ReadsPass(IntervalLock):
@@ -117,23 +133,34 @@ class _PassingReads(Initiator):
         self._lock = _ReadsPass()
 
 
-@_mutant("ghosts", "2")
-class _NoGhosts(Initiator):
-    """A range is free as soon as its write is done, however often that was sent."""
+class _Forgetful(Initiator):
+    """Ghosts vanish as soon as they are born."""
+
+    def _forgets(self, request: Request) -> bool:
+        return True
 
     def _settle(self, request: Request, copies: list[int], now: float) -> None:
-        super()._settle(request, [], now)
+        before = set(self._ghosts)
+        super()._settle(request, copies, now)
+        if self._forgets(request):
+            for seq in [seq for seq in self._ghosts if seq not in before]:
+                self._let_go(seq, now)
+                if self.copies.state[seq & MASK] == GHOST:
+                    self.copies.state[seq & MASK] = STALE
 
 
-@_mutant("ghosts-of-failures", "2")
-class _NoFailedGhosts(Initiator):
+_mutant("ghosts", "2", theme="stale")(_Forgetful)
+
+
+@_mutant("ghosts-of-failures", "2", theme="fail")
+class _NoFailedGhosts(_Forgetful):
     """A write that failed leaves no ghosts."""
 
-    def _settle(self, request: Request, copies: list[int], now: float) -> None:
-        super()._settle(request, [] if request.error else copies, now)
+    def _forgets(self, request: Request) -> bool:
+        return bool(request.error)
 
 
-@_mutant("quarantine", "2")
+@_mutant("quarantine", "2", theme="stale")
 class _NoQuarantine(Initiator):
     """Ghosts are forgotten at once, and a new process writes at once."""
 
@@ -141,7 +168,7 @@ class _NoQuarantine(Initiator):
         super().__init__(*args, **kwargs, quarantine=0.0)
 
 
-@_mutant("quarantine-at-start", "2")
+@_mutant("quarantine-at-start", "2", theme="crash")
 class _NoStart(Initiator):
     """A new process writes at once, whatever the old one has left on the wire."""
 
@@ -162,7 +189,7 @@ class _UnlockedModify(Initiator):
         super().submit(request, now)
 
 
-@_mutant("lock-is-released", "2")
+@_mutant("lock-is-released", "2", theme="fail")
 class _Leak(Initiator):
     """A range is not given back when its write fails."""
 
@@ -175,7 +202,7 @@ class _Leak(Initiator):
 # -- 3: what an answer must match --------------------------------------------------------------------------------------
 
 
-def _receiving(name: str, change: Callable[[Initiator, str, bytes], bytes]) -> None:
+def _receiving(name: str, change: Callable[[Initiator, str, bytes], bytes], theme: str = "") -> None:
     """A mutant to which every answer looks right in one respect."""
 
     class Lenient(Initiator):
@@ -183,7 +210,7 @@ def _receiving(name: str, change: Callable[[Initiator, str, bytes], bytes]) -> N
             frame = bytes(frame)
             super().receive(link, change(self, link, frame) if len(frame) >= 24 else frame, now)
 
-    MUTANTS[name] = Mutant(Lenient, _OneByOne, "3")
+    MUTANTS[name] = Mutant(Lenient, _OneByOne, "3", theme)
 
 
 class _OneByOne(Driver):
@@ -195,9 +222,9 @@ class _OneByOne(Driver):
 
 
 def _any_source(initiator: Initiator, link: str, frame: bytes) -> bytes:
-    table = table_of(initiator)
+    table = initiator.copies
     seq = table.find(int.from_bytes(frame[20:24], "big"))
-    owner = table.owner[seq & 0xFFFF] if seq >= 0 else None
+    owner = table.owner[seq & MASK] if seq >= 0 else None
     path = owner.path if owner is not None else None
     if path is None:
         path = next((p for p in initiator.paths if p.link == link and p.verified), None)
@@ -205,15 +232,15 @@ def _any_source(initiator: Initiator, link: str, frame: bytes) -> bytes:
 
 
 def _any_tag(initiator: Initiator, link: str, frame: bytes) -> bytes:
-    table = table_of(initiator)
-    i = int.from_bytes(frame[20:24], "big") & 0xFFFF
+    table = initiator.copies
+    i = int.from_bytes(frame[20:24], "big") & MASK
     return frame[:20] + tag_of(table.seq[i]).to_bytes(4, "big") + frame[24:] if table.state[i] else frame
 
 
 def _any_command(initiator: Initiator, link: str, frame: bytes) -> bytes:
-    table = table_of(initiator)
+    table = initiator.copies
     seq = table.find(int.from_bytes(frame[20:24], "big"))
-    owner = table.owner[seq & 0xFFFF] if seq >= 0 else None
+    owner = table.owner[seq & MASK] if seq >= 0 else None
     if owner is None:
         return frame
     return frame[:19] + bytes((Command.CONFIG if owner.kind is Kind.QUERY else Command.ATA,)) + frame[20:]
@@ -231,7 +258,7 @@ _receiving(
     "address-check", lambda i, _, f: f[:16] + i.address.shelf.to_bytes(2, "big") + bytes((i.address.slot,)) + f[19:]
 )
 _receiving("response-bit", lambda i, _, f: f[:14] + bytes((f[14] | RESPONSE,)) + f[15:])
-_receiving("error-flag", lambda i, _, f: f[:14] + bytes((f[14] & ~ERROR,)) + f[15:])
+_receiving("error-flag", lambda i, _, f: f[:14] + bytes((f[14] & ~ERROR,)) + f[15:], "fail")
 
 
 # -- 4: done means done ------------------------------------------------------------------------------------------------
@@ -248,7 +275,7 @@ class _Early(Initiator):
                 self._finish(request, now)
 
 
-@_mutant("flush-is-sent", "4")
+@_mutant("flush-is-sent", "4", theme="power")
 class _NoFlush(Initiator):
     """A flush is acknowledged without asking the target."""
 
@@ -259,7 +286,7 @@ class _NoFlush(Initiator):
             super()._granted(request, now)
 
 
-@_mutant("fua", "4")
+@_mutant("fua", "4", theme="power")
 class _NoFua(Initiator):
     """FUA writes are sent as plain ones."""
 
@@ -342,11 +369,11 @@ class _Hoarder(Initiator):
         super().submit(request, now)
 
     def receive(self, link: str, frame: bytes | memoryview, now: float) -> None:
-        table = table_of(self)
+        table = self.copies
         seq = table.find(int.from_bytes(frame[20:24], "big")) if len(frame) > 36 else -1
-        owner = table.owner[seq & 0xFFFF] if seq >= 0 else None
+        owner = table.owner[seq & MASK] if seq >= 0 else None
         if owner is not None and owner.done and owner.kind is Kind.READ:
-            at = table.offset[seq & 0xFFFF] * 512
+            at = table.offset[seq & MASK] * 512
             data = self.__dict__["hoard"][id(owner)][1]
             size = min(len(frame) - 36, len(data) - at)
             data[at : at + size] = frame[36 : 36 + size]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +14,17 @@ from aoe_nbd.core.initiator import Initiator
 from .checker import Violation
 from .driver import Driver
 from .mutants import MUTANTS, Mutant
-from .scenario import Keep
+from .scenario import THEMES, Keep, theme_of
 from .world import World
 
 _TRUE = Mutant(Initiator, Driver, "")
+
+
+def seeds_for(name: str, most: int) -> Iterator[int]:
+    """Seeds in which a rule that is off should show: those of its theme first."""
+    theme = MUTANTS[name].theme
+    seeds = range(most * len(THEMES))
+    return itertools.islice((seed for seed in seeds if not theme or theme_of(seed) == theme), most)
 
 
 class Outcome(NamedTuple):
@@ -86,26 +94,25 @@ def _smaller(items: frozenset[int], fails: Callable[[frozenset[int]], bool], bud
 def shrink(seed: int, rule: str, without: str = "", budget: int = 1500) -> Keep:
     """The least part of a failing seed that was found to break the same rule."""
 
-    def fails(keep: Keep) -> World | None:
+    def attempt(keep: Keep) -> World | None:
         made = world(seed, keep, without)
         return made if play(made).rule == rule else None
 
-    whole = world(seed, None, without)
-    best = Keep(
-        frozenset(op.number for op in whole.scenario.ops), frozenset(fault.number for fault in whole.scenario.faults)
-    )
+    def fewer(keep: Keep, part: str, items: frozenset[int]) -> Keep:
+        nonlocal budget
+        items, budget = _smaller(items, lambda few: attempt(keep.changed(**{part: few})) is not None, budget)
+        changed = keep.changed(**{part: items})
+        return changed if attempt(changed) else keep
+
+    whole = world(seed, None, without).scenario
+    best = Keep(frozenset(op.number for op in whole.ops), frozenset(fault.number for fault in whole.faults))
     for _ in range(3):
         before = best
-        ops, budget = _smaller(best.ops or frozenset(), lambda few: bool(fails(best.changed(ops=few))), budget)
-        best = best.changed(ops=ops)
-        faults, budget = _smaller(best.faults or frozenset(), lambda few: bool(fails(best.changed(faults=few))), budget)
-        best = best.changed(faults=faults)
-        made = fails(best)
-        if made is None:
-            break
-        mishaps, budget = _smaller(frozenset(made.mishaps), lambda few: bool(fails(best.changed(mishaps=few))), budget)
-        if fails(best.changed(mishaps=mishaps)):
-            best = best.changed(mishaps=mishaps)
+        best = fewer(best, "ops", best.ops or frozenset())
+        best = fewer(best, "faults", best.faults or frozenset())
+        made = attempt(best)
+        if made is not None:
+            best = fewer(best, "mishaps", frozenset(made.mishaps))
         if best == before or budget <= 0:
             break
     return best

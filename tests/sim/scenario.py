@@ -64,6 +64,8 @@ class Keep:
         return cls(found.get("o"), found.get("f"), found.get("m"))
 
 
+# What a seed is about, by seed modulo their number: most mix everything, some are bent towards what is rare otherwise.
+THEMES = ("", "", "", "", "stale", "power", "fail", "crash")
 NOISE = frozenset(("loss", "dup", "spike", "reorder", "truncate", "corrupt", "forge", "blackhole"))
 
 
@@ -96,6 +98,7 @@ class Scenario:
     tag_start: int | None = None
     capacity: int = 1 << 20
     wake: float = 20e-6  # most that our I/O thread takes to wake up
+    crowded: bool = False  # clients find the engine's lock taken, and their requests are taken in together
     hot: int = 64
     base: int = 0  # LBA of the hot sectors
     heal: float = 1.0  # from then on nothing goes wrong
@@ -147,19 +150,63 @@ def draw(seed: int) -> Scenario:
     if s.lba48 and chance() < 0.2:
         s.base = choice(((1 << 28) - s.hot // 2, (1 << 32) - 3))
     s.capacity = s.base + s.hot + 1000
+    s.crowded = chance() < 0.3
     s.wake = choice((20e-6, 20e-6, 200e-6, 2e-3))
     s.heal = 10 ** uniform(-1.5, 0.6)
-    _draw_ops(s, rng)
+    theme = theme_of(seed)
+    if theme:
+        s.hot = choice((2, 4, 8))
+        s.latency = [base * 0.3] * len(s.latency)
+        s.service = min(s.service, 200e-6)
+        s.heal = uniform(1.5, 4.0)
+        s.on_dead = uniform(0.3, 1.0) if theme == "fail" else None
+        if theme == "power":
+            s.durable, s.stranger = "flush", False
+    _draw_ops(s, rng, theme)
     _draw_faults(s, rng)
+    _draw_theme(s, rng, theme)
     return s
 
 
-def _draw_ops(s: Scenario, rng: random.Random) -> None:
+def theme_of(seed: int) -> str:
+    """What this seed is about."""
+    return THEMES[seed % len(THEMES)]
+
+
+def _draw_theme(s: Scenario, rng: random.Random, theme: str) -> None:
+    """Some more of what the theme is about, and not much else."""
+    uniform = rng.uniform
+    if not theme:
+        return
+    faults = [replace(fault, rate=fault.rate * 0.3) if fault.rate < 1 else fault for fault in s.faults]
+    s.faults = [fault for fault in faults if rng.random() < 0.4]
+    number = max((fault.number for fault in s.faults), default=0)
+
+    def add(kind: str, at: float, until: float, **more: float) -> None:
+        nonlocal number
+        number += 1
+        s.faults.append(Fault(number, kind, at, until, **more))  # type: ignore[arg-type]
+
+    if theme in ("stale", "fail", "crash"):
+        add("spike", 0.0, s.heal, rate=uniform(0.05, 0.5), size=uniform(0.02, 0.85), reply=0)
+    for _ in range(rng.randint(1, 5)):
+        at = uniform(0.9, s.heal)
+        if theme == "power":
+            add("power", at, at + 10 ** uniform(-3, -1))
+        elif theme == "crash":
+            add("crash", at, at)
+        elif theme == "fail":
+            add("refuse", at, at + uniform(0.01, 0.5), rate=uniform(0.1, 0.6), size=rng.choice((3, 6, 0x20_00)))
+
+
+def _draw_ops(s: Scenario, rng: random.Random, theme: str) -> None:
     clients = rng.choice((2, 3, 4, 6, 10))
     total = rng.choice((20, 40, 60, 90))
     weights = {"read": 8, "write": 8, "fua": 1, "flush": 1, "trim": 1, "modify": 2}
     if rng.random() < 0.3:
         weights[rng.choice(list(weights))] += 10
+    if theme == "power":
+        weights["fua"], weights["flush"] = rng.choice(((10, 1), (1, 10), (5, 5)))
     kinds = rng.choices(list(weights), list(weights.values()), k=total)
     longest = rng.choice((1, 4, 12, s.hot))
     pause = s.heal * clients / total * rng.choice((0.2, 1.0, 1.5))

@@ -100,7 +100,7 @@ class Target:
         now = world.clock.now
         if self.down or len(frame) < 36 or len(frame) - 14 > self.mtu or now - copy.sent > LIFE:
             return
-        _, src, ethertype, flags, _, major, minor, command, _ = _HEADER.unpack_from(frame)
+        _, _, ethertype, flags, _, major, minor, command, _ = _HEADER.unpack_from(frame)
         if ethertype != 0x88A2 or flags != 0x10 or (major, minor) != world.address or command > 1:
             return
         mine = sum(not other.spare for other in self.inside)
@@ -149,7 +149,7 @@ class Target:
             world.excused.add(copy.op)
         flags, error, body = 0x18, 0, b""
         if refused and refused < 0x100:
-            flags, error, body = 0x1C, refused, frame[24:36]
+            flags, error, body = 0x1C, refused, self._rng.choice((frame[24:36], bytes(12)))
         elif refused:
             body = _ATA.pack(0, refused & 0xFF, 0, refused >> 8, bytes(6), 0)
             if command:
@@ -189,7 +189,7 @@ class Target:
     def _ata(self, frame: bytes, copy: Copy, dst: bytes) -> bytes | int:
         """The reply's argument and data, or an AoE error."""
         world, s, disk = self.world, self.world.scenario, self.disk
-        aflags, feature, count, opcode, registers, _ = _ATA.unpack_from(frame, 24)
+        aflags, _, count, opcode, registers, _ = _ATA.unpack_from(frame, 24)
         lba = int.from_bytes(registers, "little")
         if opcode in (0x20, 0x30):
             lba &= 0x0FFFFFFF
@@ -237,11 +237,12 @@ class Target:
 
     def _change(self, sector: int, op: int, fua: bool) -> None:
         world, disk = self.world, self.disk
-        expected = world.expected.pop((op, sector), None)
-        if expected is not None and expected[0] == disk.epoch and expected[1] != disk.get(sector):
+        epoch, expected = world.expected.pop((op, sector), (-1, None))
+        found = disk.get(sector)
+        if epoch == disk.epoch and expected != found and found.op not in world.orphans:
             raise Violation(
                 "modify",
-                f"sector {sector}: op {op} read {expected[1]} and is about to write over {disk.get(sector)}: "
+                f"sector {sector}: op {op} read {expected} and is about to write over {found}: "
                 f"a read-modify-write that another write has cut in two",
             )
         disk.put(sector, Value(op, disk.epoch), fua)

@@ -64,6 +64,7 @@ class World:
         self.history = History()
         self.expected: dict[tuple[int, int], tuple[int, Value]] = {}  # (op, sector) -> (epoch, what its write replaces)
         self.excused: set[int] = set()  # ops that may fail, for a target refused something of theirs
+        self.orphans: set[int] = set()  # writes whose process died: they may land until the quarantine is over
         self.tag_op: dict[int, int] = {}
         self.buffers: list[bytearray] = []
         self.clock = Clock()
@@ -124,9 +125,9 @@ class World:
         if ours.up and frame[:6] in (ours.mac, b"\xff" * 6):
             self.digest = zlib.crc32(frame, self.digest)
             if self.trace is not None:
-                self.say(
-                    f"  {ours.name} < {frame[6:12].hex(':')[-5:]} tag {frame[20:24].hex()}, {len(frame)} bytes, flags {frame[14:15].hex()}"
-                )
+                refused = f", refused with {frame[15]}" if len(frame) > 15 and frame[14] & 4 else ""
+                what = f"tag {frame[20:24].hex()}, {len(frame)} bytes{refused}"
+                self.say(f"  {ours.name} < {frame[6:12].hex(':')[-5:]} {what}")
             self.driver.arrived(link, frame)
 
     def identify(self, target: Target) -> bytes:
@@ -256,17 +257,22 @@ class World:
         self.say("the target is taken away")
         self._go_down()
         self._trouble_until(self.clock.now + 20)
-        self.clock.at(self.clock.now + LIFE, self._swap_in, fault, self.clock.now + 8.0)
+        self.clock.at(self.clock.now, self._swap_in, fault, self.clock.now + 8.0, self.clock.now)
 
     def _ours_up(self) -> bool:
         return any(path.up for path in self.driver.initiator.paths)
 
-    def _swap_in(self, fault: Fault, give_up: float) -> None:
+    def _swap_in(self, fault: Fault, give_up: float, silent_since: float) -> None:
+        """Once no path of ours has been up for so long that nothing sent then can still arrive."""
         now = self.clock.now
-        if self._ours_up() and now < give_up:
-            self.clock.at(now + 0.05, self._swap_in, fault, give_up)
+        if self._ours_up():
+            silent_since = now
+        if now < min(silent_since + LIFE + 0.05, give_up):
+            self.clock.at(now + 0.01, self._swap_in, fault, give_up, silent_since)
             return
-        if self._ours_up() or self.driver.initiator.identify is None:  # the latter would take any disk for its own
+        if (
+            now < silent_since + LIFE or self.driver.initiator.identify is None
+        ):  # the latter would take any disk for its own
             return self._come_back()
         self.say("another disk has taken its place")
         self._taken = {self.mac_of(remote) for remote in range(self.scenario.remotes)}
