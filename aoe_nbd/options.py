@@ -65,6 +65,12 @@ def _number(name: str, text: str, low: float, high: float) -> float:
     return float(text)
 
 
+def _count(name: str, text: str, low: int, high: int) -> int:
+    if "." in text:
+        raise OptionError(f"{name}={text} is not a whole number from {low} to {high}")
+    return int(_number(name, text, low, high))
+
+
 def parse_on_dead(text: str) -> OnDead:
     """`hold`, `fail` or `fail-after=SECONDS`. Raises OptionError."""
     if text == "hold":
@@ -127,7 +133,7 @@ class Options:
                     if interface.strip() not in self.interfaces:
                         self.interfaces.append(interface.strip())
             case "sectors":
-                self.sectors = int(_number(name, value, 1, 255))
+                self.sectors = _count(name, value, 1, 255)
             case "readonly":
                 self.readonly = _boolean(name, value)
             case "on-dead":
@@ -135,7 +141,7 @@ class Options:
             case "connect-timeout":
                 self.connect_timeout = _number(name, value, 0.1, 86400)
             case "cpu":
-                self.cpu = int(_number(name, value, 0, 4095))
+                self.cpu = _count(name, value, 0, 4095)
             case "pin-threads":
                 self.pin_threads = _boolean(name, value)
             case "debug":
