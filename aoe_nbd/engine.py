@@ -40,6 +40,7 @@ _ADDRESS = struct.Struct(">HB")
 _ADDRESS_OFFSET = 16
 _BATCH = 4  # frames waiting, from which on they are looked at as an array
 _EVERY = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
+_LATE = 0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
 _FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -367,6 +368,9 @@ class Engine:
     def _transmit(self, initiator: Initiator, now: float) -> None:
         for run in initiator.transmit(now):
             sent, failure = self._send(initiator, run)
+            left = time.monotonic()
+            if left > now + _LATE:
+                initiator.left_late(run, sent, left)
             if sent < run.count:
                 initiator.unsent(run, sent, errno_name(failure), now)
 

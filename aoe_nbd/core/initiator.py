@@ -399,6 +399,12 @@ class Initiator:
             self._control_lost(run.request, now + 1e-3)
         run.path.hold_until = now + 1e-3
 
+    def left_late(self, run: Run, sent: int, now: float) -> None:
+        """The first `sent` frames of `run` left the host only now, for it was held up: they are as young as that."""
+        for seq in range(run.seq, run.seq + sent):
+            self.copies.sent[seq & MASK] = now
+        run.path.by_kind[run.request.kind].moved = now
+
     # -- answers in --------------------------------------------------------------------------------------------------
 
     def _drop(self, reason: str) -> None:

@@ -54,8 +54,8 @@ class Client:
         world = self.world
         if life != self._life:
             return
-        if world.driver.initiator.identify is None:  # not attached (yet)
-            world.clock.at(world.clock.now + 0.01, self._begin, life)
+        if world.driver.initiator.identify is None or world.clock.now < world.driver.frozen_until:
+            world.clock.at(world.clock.now + 0.01, self._begin, life)  # not attached (yet)
             return
         op = self.ops[self.at]
         if world.trace:
@@ -93,8 +93,13 @@ class Client:
         world.clock.at(world.clock.now + 3e-6, self._wake, life)
 
     def _wake(self, life: int) -> None:
-        if life == self._life:
-            self._go_on()
+        driver = self.world.driver
+        if life != self._life:
+            return
+        if self.world.clock.now < driver.frozen_until:
+            self.world.clock.at(driver.frozen_until, self._wake, life)
+            return
+        self._go_on()
 
     def _next(self) -> None:
         self._script = None

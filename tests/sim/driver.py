@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct(">6s6sHBBHBBI")
 _FOREVER = float("inf")
 _BATCH = 4  # frames waiting, from which on the engine looks at them as an array
+LATE = 0.01  # s after which the engine tells the core that frames have left late
 _SPIN = 100  # steps in a row that find nothing to do, each within
 _BUSY = 200e-6  # s of the last, are a busy loop
 
@@ -48,7 +49,9 @@ class Driver:
         self.world, self.kind = world, kind
         self.links = [Link(f"link{i}", bytes((2, 0, 0, 0, 1, i)), s.mtu) for i in range(s.links)]
         self.names = {link.name: i for i, link in enumerate(self.links)}
-        self.stalled_until = 0.0
+        self.stalled_until = 0.0  # our I/O thread does not run
+        self.frozen_until = 0.0  # nothing of our process runs
+        self.pause = 0.0  # how long it will be frozen between asking the core for frames and sending them
         self.send_failures: list[Any] = []
         self._tags: set[int] = set()
         self._spare: deque[int] = deque(maxlen=64)
@@ -101,6 +104,7 @@ class Driver:
         """The process dies and another takes its place."""
         self._received.clear()
         self._inbox.clear()
+        self.frozen_until = self.pause = 0.0
         self._under_way.clear()
         self._timer_at = _FOREVER
         self.initiator = self._start()
@@ -193,6 +197,9 @@ class Driver:
 
     def _take_in(self) -> None:
         now = self.world.clock.now
+        if now < self.frozen_until:
+            self.world.clock.at(self.frozen_until, self._take_in)
+            return
         inbox, self._inbox = self._inbox, []
         for request in inbox:
             self.initiator.submit(request, now)
@@ -205,6 +212,9 @@ class Driver:
 
     def link_changed(self, index: int) -> None:
         """We hear of a change of an interface."""
+        if self.world.clock.now < self.frozen_until:
+            self.world.clock.at(self.frozen_until, self.link_changed, index)
+            return
         link = self.links[index]
         self.initiator.link_changed(link.name, link.mac, link.mtu, link.up, self.world.clock.now)
         self.step()
@@ -213,8 +223,17 @@ class Driver:
 
     def _transmit(self, now: float) -> None:
         initiator = self.initiator
-        for run in initiator.transmit(now):
-            sent, failure = self._send(run, now)
+        runs = initiator.transmit(now)
+        if self.pause and any(run.request.resent for run in runs):  # where it does most harm
+            if self.world.trace:
+                self.world.say(f"our process is frozen for {self.pause:.6f} s")
+            self.frozen_until = self.stalled_until = now + self.pause
+            self.pause = 0.0
+        at = max(now, self.frozen_until)
+        for run in runs:
+            sent, failure = self._send(run, now, at)
+            if sent and at > now + LATE:
+                self.left_late(run, sent, at)
             if sent < run.count:
                 initiator.unsent(run, sent, failure, now)
             if sent:
@@ -232,7 +251,11 @@ class Driver:
                 "courtesy", f"{under_way} frames outstanding, {asked} questions; the target has {buffers} buffers"
             )
 
-    def _send(self, run: Run, now: float) -> tuple[int, str]:
+    def left_late(self, run: Run, sent: int, at: float) -> None:
+        """Frames have left long after the core was asked for them."""
+        self.initiator.left_late(run, sent, at)
+
+    def _send(self, run: Run, now: float, at: float) -> tuple[int, str]:
         world = self.world
         index = self.names[run.path.link]
         link = self.links[index]
@@ -264,7 +287,11 @@ class Driver:
                 self._spare.append(tag)
             if world.trace:
                 world.say(f"  {link.name} > {run.path.remote.hex(':')[-5:]} {describe(frame)} op {number}")
-            world.send(index, run.path.remote, frame, Copy(len(self._tags), tag, number, run.request.kind, now, spare))
+            copy = Copy(len(self._tags), tag, number, run.request.kind, at, spare)
+            if at > now:
+                world.clock.at(at, world.send, index, run.path.remote, frame, copy)
+            else:
+                world.send(index, run.path.remote, frame, copy)
         return run.count, ""
 
     def _check_overlap(self, request: Request) -> None:

@@ -177,6 +177,16 @@ class _NoStart(Initiator):
         self._writes_from = kwargs["now"]
 
 
+class _Untold(Driver):
+    """Does not tell the core that it was held up between asking for frames and sending them."""
+
+    def left_late(self, run: Run, sent: int, at: float) -> None:
+        pass
+
+
+_mutant("quarantine-from-sending", "2", _Untold, "stale")(Initiator)
+
+
 @_mutant("lock-of-modify", "2")
 class _UnlockedModify(Initiator):
     """A read-modify-write does not hold its range in between."""

@@ -195,6 +195,8 @@ def _draw_theme(s: Scenario, rng: random.Random, theme: str) -> None:
             add("power", at, at + 10 ** uniform(-3, -1))
         elif theme == "crash":
             add("crash", at, at)
+        elif theme == "stale" and rng.random() < 0.3:
+            add("pause", at, at + uniform(0.2, 2.0))
         elif theme == "fail":
             add("refuse", at, at + uniform(0.01, 0.5), rate=uniform(0.1, 0.6), size=rng.choice((3, 6, 0x20_00)))
 
@@ -249,6 +251,7 @@ def _draw_faults(s: Scenario, rng: random.Random) -> None:
         ("flap", 0.2, -2.5, 0.0),
         ("sendfail", 0.15, -3.0, -1.0),
         ("stall", 0.15, -3.0, 0.2),
+        ("pause", 0.05, -2.0, 0.3),
         ("restart", 0.2, -2.0, 0.3),
         ("power", 0.2, -2.0, 0.3),
         ("crash", 0.1, -3.0, -2.0),

@@ -172,6 +172,9 @@ class World:
         self.say(f"our I/O thread does not run until {fault.until:.6f}")
         self.driver.stalled_until = max(self.driver.stalled_until, fault.until)
 
+    def _pause(self, fault: Fault) -> None:
+        self.driver.pause = fault.until - fault.at
+
     def _go_down(self) -> None:
         self.target.down = True
         self.target.restart()

@@ -113,3 +113,23 @@ def test_a_question_that_could_not_be_sent_waits_a_moment(rig: Rig) -> None:
     assert rig.initiator.timer() > rig.now  # else the loop spins until the interface takes frames again
     rig.now = rig.initiator.timer()
     assert rig.tags(Kind.IDENTIFY)
+
+
+def test_a_ghost_of_a_frame_that_left_late_is_kept_from_then_on(rig: Rig) -> None:
+    """The process was frozen between asking for the second copy of a write and sending it."""
+    rig.come_up()
+    data = memoryview(bytearray(512))
+    first, second = Request(Kind.WRITE, 5, 1, data), Request(Kind.WRITE, 5, 1, data)
+    rig.initiator.submit(first, rig.now)
+    rig.initiator.submit(second, rig.now)
+    [tag] = rig.tags(Kind.WRITE)
+    rig.now = rig.initiator.timer()
+    rig.initiator.tick(rig.now)
+    [run] = [run for run in rig.initiator.transmit(rig.now) if run.request is first]
+    rig.now += 3
+    rig.initiator.left_late(run, 1, rig.now)
+    rig.answer(tag, OURS)
+    assert first.done and rig.initiator.ghosts == 1
+    assert not rig.tags(Kind.WRITE)
+    rig.now += rig.initiator.quarantine
+    assert rig.tags(Kind.WRITE)
