@@ -14,6 +14,7 @@ PROBE_MIN = 1e-3  # of a tail loss probe
 
 WINDOW_START = 16
 WINDOW_MOST = 256  # more brings nothing, and would outrun the receive ring (kvblade says that it takes 1024)
+LOSSES_FEW = 2  # in one round of a window, or an eighth of it: no more than a bad cable would lose
 WINDOW_CUT = 0.7
 WINDOW_SILENT = 2
 DELAY_BRAKE = 2.0  # no growth while srtt is above this multiple of the least RTT seen

@@ -134,6 +134,8 @@ class Flight:
         """Copies that later ones overtook by more than the reorder window: lost."""
         lost: list[int] = []
         patience = self.patience
+        if self.kind is Class.PROBE:
+            return lost  # they differ in size, and so in how long they take
         if self.newest < 0 or self.newest < self.head():
             return lost
         state, number, sent = self._copies.state, self._copies.seq, self._copies.sent
@@ -165,6 +167,6 @@ class Flight:
             return FOREVER
         wait = self.probe_after
         at = self.moved + (wait if wait < FOREVER else self.rto)
-        if head < self.newest:
+        if head < self.newest and self.kind is not Class.PROBE:
             at = min(at, self._copies.sent[head & MASK] + self.patience)
         return at

@@ -491,9 +491,9 @@ class Initiator:
         request.answered[offset : offset + length] = b"\1" * length
         request.left -= fresh
         if request.kind <= Kind.WRITE:
-            path.sizes.answered(request.kind, length)
+            path.sizes.answered(request.kind, length, seq)
         elif request.kind in _SIZE_PROBES and request.path is not None:
-            request.path.sizes.answered(_SIZE_PROBES[request.kind], request.count)
+            request.path.sizes.answered(_SIZE_PROBES[request.kind], request.count, seq)
         if request.kind is Kind.IDENTIFY:
             request.result = bytes(frame[ATA_SIZE : ATA_SIZE + IDENTIFY_SIZE])
             if request.path is not None:
@@ -518,7 +518,7 @@ class Initiator:
         if self._window_full:
             path.window.answered(flight.rtt, count)
         path.window.settled(seq + count - 1)
-        path.sizes.answered(request.kind, step)
+        path.sizes.answered(request.kind, step, seq + count - 1)
         if path.state is PathState.OUT and path.verified:
             self._come_up(path, now)
         if not request.left:
@@ -857,7 +857,7 @@ class Initiator:
         i = seq & MASK
         if flight.kind is not Class.PROBE:
             path.window.lost(seq, self.copies.next)
-        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, self.copies.length[i], now):
+        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, self.copies.length[i], seq, now):
             self.counters["size_stepped_down"] += 1
             self._tell(
                 "size", f"{self.address} by {path}: large frames get lost, sending {path.sizes.limit} sectors a frame"

@@ -3,7 +3,8 @@
 
 Target and interfaces say what they can do, but not what the switches between them let through. So a path starts with what
 surely fits, larger sizes are tried with frames whose loss hurts nobody (an IDENTIFY with padding towards the target, a READ
-towards us), and where only large frames keep getting lost, the size steps down until it is tried again.
+towards us), and where only large frames keep getting lost, the size steps down until it is tried again. A loss says nothing
+about size if a frame as large that was sent later has got through: then the network loses frames of any size.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ _LADDER = (128, 64, 32, 16, 8, 4, 2, 1)
 class FrameSizes:
     """Sectors a frame: `most` is what is allowed, `limit[Kind.READ]` and `limit[Kind.WRITE]` what gets through."""
 
-    __slots__ = ("_interval", "_losses", "limit", "most", "next_probe")
+    __slots__ = ("_interval", "_losses", "_through", "limit", "most", "next_probe")
 
     def __init__(self) -> None:
         self.most = 1
         self.limit = [1, 1]
         self.next_probe = FOREVER
         self._losses = [0, 0]
+        self._through = [-1, -1]  # the latest copy of that size or more that got through
         self._interval = SIZE_RETRY_FIRST
 
     def allow(self, most: int, now: float) -> None:
@@ -56,17 +58,18 @@ class FrameSizes:
             self.next_probe = FOREVER
         return found
 
-    def answered(self, way: int, length: int) -> None:
-        """A frame of `length` sectors got through."""
+    def answered(self, way: int, length: int, seq: int) -> None:
+        """Copy `seq`, a frame of `length` sectors, got through."""
         if length >= self.limit[way]:
             self._losses[way] = 0
+            self._through[way] = max(self._through[way], seq)
             self.limit[way] = min(max(length, self.limit[way]), self.most)
             if self.limit == [self.most, self.most]:
                 self.next_probe = FOREVER
 
-    def lost(self, way: int, length: int, now: float) -> bool:
-        """A frame of `length` sectors got lost while the path is alive. Returns whether the size steps down for it."""
-        if length < self.limit[way] or length <= 1:
+    def lost(self, way: int, length: int, seq: int, now: float) -> bool:
+        """Copy `seq`, as long, got lost while the path is alive. Returns whether the size steps down for it."""
+        if length < self.limit[way] or length <= 1 or seq < self._through[way]:
             return False
         self._losses[way] += 1
         if self._losses[way] < SIZE_LOSSES:

@@ -1,43 +1,64 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The congestion window of one path, in frames: never above the target's buffer count, which all its clients share."""
+"""The congestion window of one path, in frames: never above the target's buffer count, which all its clients share.
+
+Two things tell that there is too much under way: a round in which many frames are lost (a full buffer loses a burst), and
+nothing coming back at all. A lone loss is no such sign, for cables lose frames too: it costs one frame, which the next round
+brings back. A long delay only stops growth, and only beyond the level that was reached before: the least round trip is that
+of a lone frame on an idle machine, and as a brake on everything it would keep a busy host at the bottom after a few losses.
+"""
 
 from __future__ import annotations
 
-from .constants import DELAY_BRAKE, WINDOW_CUT, WINDOW_SILENT, WINDOW_START
+from .constants import DELAY_BRAKE, LOSSES_FEW, WINDOW_CUT, WINDOW_SILENT, WINDOW_START
 from .rtt import Rtt
 
 
 class Window:
     """`size` frames may be outstanding. A cut can be undone once the frame it was made for proves to have been late."""
 
-    __slots__ = ("_prior", "_recover", "_slow_start", "cap", "size")
+    __slots__ = ("_before", "_level", "_losses", "_prior", "_recover", "_slow_start", "cap", "size")
 
     def __init__(self, cap: int) -> None:
         self.cap = max(1, cap)
-        self.size = float(max(1, min(self.cap // 2, WINDOW_START)))
+        self.size = self._level = self._share()
         self._slow_start = float(self.cap)
-        self._prior = 0.0
-        self._recover = 0
+        # The level is what it grows to whatever the delay: the share, or what a short delay once allowed.
+        self._prior = 0.0  # what `undo` brings back
+        self._recover = 0  # copies before this one were sent before the last loss was known: of the same round
+        self._before = self.size  # what that round began with
+        self._losses = 0  # of that round
+
+    def _share(self) -> float:
+        """What one client may take of the buffers without looking at the delay."""
+        return float(max(1, min(self.cap // 2, WINDOW_START)))
 
     def set_cap(self, cap: int) -> None:
         """The target's buffer count; 0 and 1 both let one frame out at a time."""
         cap = max(1, cap)
         if cap != self.cap:
             self.cap = cap
+            self._level = self._share()
             self._slow_start = max(self._slow_start, float(cap))
         self.size = min(self.size, float(cap))
 
     def answered(self, rtt: Rtt, count: int = 1) -> None:
-        """`count` answers came while the window was full: grow, unless the path's delay says that it has enough."""
-        if self.size < self.cap and rtt.srtt <= DELAY_BRAKE * rtt.least:
+        """`count` answers came while the window was full: grow, beyond the level only while the delay does not."""
+        if self.size < self._level or (self.size < self.cap and rtt.srtt <= DELAY_BRAKE * rtt.least):
             grown = self.size + (count if self.size < self._slow_start else count / self.size)
             self.size = min(grown, float(self.cap))
+            self._level = max(self._level, self.size)
 
     def lost(self, seq: int, next_seq: int) -> None:
-        """Copy `seq` was lost: cut once for all copies sent before `next_seq`."""
+        """Copy `seq` was lost: one frame less, but a cut (one for all copies sent before `next_seq`) where many are."""
         if seq >= self._recover:
-            less = max(self.size * WINDOW_CUT, WINDOW_SILENT)
-            self._cut(less, less, next_seq)
+            self._recover, self._before, self._losses = next_seq, self.size, 0
+            self._prior = max(self._prior, self.size)
+        self._losses += 1
+        if self._losses > max(LOSSES_FEW, self._before / 8):
+            self.size = min(self.size, max(self._before * WINDOW_CUT, WINDOW_SILENT))
+        else:
+            self.size = min(self.size, max(self._before - self._losses, WINDOW_SILENT))
+        self._slow_start = self.size
 
     def silent(self, next_seq: int) -> None:
         """Nothing was heard for a whole timeout: begin anew, quickly up to what a single loss would have left."""
@@ -46,14 +67,16 @@ class Window:
     def _cut(self, size: float, slow_start: float, next_seq: int) -> None:
         self._prior = max(self._prior, self.size)
         self.size = min(size, float(self.cap))
+        self._level = self._share()
         self._slow_start = slow_start
-        self._recover = next_seq
+        self._recover, self._before, self._losses = next_seq, self.size, 0
 
     def undo(self) -> None:
         """The last cut was made for a frame that was only late."""
         if self._prior:
             self.size = min(max(self.size, self._prior), float(self.cap))
             self._slow_start = max(self._slow_start, self._prior)
+            self._level = max(self._level, self.size)
             self._prior = 0.0
 
     def settled(self, seq: int) -> None:
