@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from dataclasses import replace
 from typing import Any
 
@@ -115,7 +116,7 @@ TALLIES: dict[Any, Tally] = {}
 def test_a_requests_commands_cover_exactly_its_sectors(
     target: tuple[int, int, int, int], kind: Kind, lba: int, count: int
 ) -> None:
-    sectors, buffers, mtu, cap = target
+    sectors, _, mtu, cap = target
     tally = TALLIES.get(target) or TALLIES.setdefault(target, Tally(*target))
     most = min(sectors or 2, (mtu - 36) // 512, cap)
     lan = tally.lan
@@ -166,6 +167,6 @@ def test_open_parts_are_what_was_not_answered(count: int, answered: list[tuple[i
             open_sectors -= set(range(offset, offset + length))
     parts = request.open_parts(0, count)
     assert [s for start, n in parts for s in range(start, start + n)] == sorted(open_sectors)
-    for (a, n), (b, _) in zip(parts, parts[1:], strict=False):
+    for (a, n), (b, _) in pairwise(parts):
         assert a + n < b
     assert all(n > 0 for _, n in parts)
