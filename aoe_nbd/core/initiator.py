@@ -582,8 +582,8 @@ class Initiator:
             return self._drop(problem.reason)
         self.counters["announced"] += 1
         if path is None:
-            if not self.learn_paths or not self.paths or len(self.paths) >= 64 or source[0] & 1:
-                return self._drop("source")
+            if not self.learn_paths or self.identify is None or len(self.paths) >= 64 or source[0] & 1:
+                return self._drop("source")  # before our disk is known, this might be taken for it
             like = next((p for p in self.paths if p.link == link), None)
             if like is None:
                 return self._drop("source")

@@ -105,6 +105,15 @@ def test_an_announcement_from_a_group_address_makes_no_path(rig: Rig) -> None:
     assert [path.remote for path in rig.initiator.paths] == [OURS]
 
 
+def test_nobody_is_learned_of_before_our_disk_is_known(rig: Rig) -> None:
+    frame = build_header(LOCAL, OTHER, 1, 0, Command.CONFIG, 0, RESPONSE) + CONFIG.build()
+    rig.initiator.receive("eth0", frame, rig.now)
+    assert [path.remote for path in rig.initiator.paths] == [OURS]
+    rig.come_up()
+    rig.initiator.receive("eth0", frame, rig.now)
+    assert [path.remote for path in rig.initiator.paths] == [OURS, OTHER]
+
+
 def test_a_question_that_could_not_be_sent_waits_a_moment(rig: Rig) -> None:
     rig.come_up()
     rig.now += 6
