@@ -222,6 +222,8 @@ class Target:
                 self._change(lba + i, op, fua)
             return ok
         if opcode == TRIM:
+            if len(frame) < 36 + 512:
+                return 2
             for i in range(64):
                 entry = int.from_bytes(frame[36 + 8 * i : 44 + 8 * i], "little")
                 for sector in range(entry & (1 << 48) - 1, (entry & (1 << 48) - 1) + (entry >> 48)):
