@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
