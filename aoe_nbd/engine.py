@@ -177,6 +177,8 @@ class Engine:
         if self._thread is None:
             self.wait(lambda: request.done, FOREVER)
         os.eventfd_read(slot)
+        while not request.done:
+            os.eventfd_read(slot)
         slots.append(slot)
 
     def _submit(self) -> None:
