@@ -19,13 +19,14 @@ from ..device import config_of, find
 from ..engine import Engine
 from ..wire.address import Address, format_mac
 from ..wire.codes import SECTOR, Ata, aoe_error_text
-from ..wire.frames import ATA_SIZE, Config, FrameError, MaskList, Reserve, Taskfile, parse_ata, taskfile
+from ..wire.frames import ATA_SIZE, Config, FrameError, MaskList, Reserve, Taskfile, build_request, parse_ata, taskfile
 from ..wire.identify import Identify
 from .failure import Failure
 from .words import shown
 
-PATIENCE = 3.0  # s for an answer of a target that has just answered
+PATIENCE = 5.0  # s for an answer of a target that has just answered
 GRACE = 0.3  # s after a first answer in which a LUN's other paths may answer too
+ETHERNET = 14  # bytes of a frame that its MTU does not count
 _TOGETHER = 32  # questions under way at once: a target with many LUNs has one queue for all
 
 
@@ -87,6 +88,16 @@ def nobody(engine: Engine, which: Address, timeout: float) -> str:
     if which == (0xFFFF, 0xFF):
         return f"no target answered within {timeout:g} s on {where}: {hint}"
     return f"no answer from {shown(which)} within {timeout:g} s on {where}: `aoe-nbd discover` shows who does; {hint}"
+
+
+def check_fits(engine: Engine, arg: Config | MaskList | Reserve) -> None:
+    """Raise Failure if this request is longer than a frame of one of the interfaces: it would only meet silence."""
+    length = len(build_request(bytes(6), bytes(6), 0, 0, 0, arg)) - ETHERNET
+    for link in engine.links.values():
+        if length > link.mtu:
+            raise Failure(
+                f"the request needs an MTU of {length}, and {link.name} has {link.mtu}: raise it, or ask for less at once"
+            )
 
 
 def question(

@@ -19,7 +19,7 @@ from ..wire.address import Address, format_mac
 from ..wire.codes import MAX_STRING, AoeError, ConfigCommand, aoe_error_text
 from ..wire.frames import Config
 from . import show
-from .asking import GRACE, PATIENCE, Path, ask, asking, by_mac, nobody, reach, refusal
+from .asking import GRACE, PATIENCE, Path, ask, asking, by_mac, check_fits, nobody, reach, refusal
 from .failure import Failure
 from .words import add_interface, add_time, addresses, interfaces, is_wild, seconds, shown
 
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     command, which, string = request(args.words)
     timeout = seconds(args)
     with asking(interfaces(args)) as engine:
+        check_fits(engine, Config(command, string))
         if command in (ConfigCommand.SET, ConfigCommand.FORCE_SET):
             change(engine, command, which, string, timeout)
         else:

@@ -16,7 +16,7 @@ from ..engine import Engine
 from ..wire.address import format_mac
 from ..wire.codes import MaskCommand, MaskDirectiveCommand, MaskError, aoe_error_text
 from ..wire.frames import FrameError, MaskList
-from .asking import Path, ask, asking, by_mac, reach
+from .asking import Path, ask, asking, by_mac, check_fits, reach
 from .failure import Failure
 from .words import add_interface, add_time, address, interfaces, mac, seconds
 
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if len(edits) > 255:
         raise Failure(f"{len(edits)} edits in one command: at most 255")
     with asking(interfaces(args)) as engine:
+        check_fits(engine, MaskList(MaskCommand.EDIT, tuple(edits)))
         found = reach(engine, which, timeout)
         for path in by_mac(found):
             hosts = read(engine, path)

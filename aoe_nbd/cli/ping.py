@@ -25,14 +25,13 @@ from ..wire.address import Address, format_mac
 from ..wire.codes import SECTOR, Ata
 from ..wire.frames import ATA_SIZE, Config, FrameError, Taskfile, parse_ata, taskfile
 from . import show
-from .asking import Path, asking, paths, question, refusal
+from .asking import ETHERNET, Path, asking, paths, question, refusal
 from .failure import Failure
 from .words import add_interface, address, interfaces, macs, number, whole
 
 _FIND = 1.0  # s to look for the disk's paths before the first probe
 _SAMPLES = 100_000  # round trips that percentiles are taken from
 _OPEN = 64  # answered probes that still listen for duplicates
-_ETHERNET = 14
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +110,8 @@ class Probe:
         """Raise Failure if probe or answer do not fit the frames of an interface."""
         largest = max(self.answer, ATA_SIZE + len(self.data))
         for link in engine.links.values():
-            if largest > link.mtu + _ETHERNET:
-                least = largest - _ETHERNET
+            if largest > link.mtu + ETHERNET:
+                least = largest - ETHERNET
                 raise Failure(f"{self.name}: does not fit interface {link.name}, whose MTU is {link.mtu}, not {least}")
 
     def verdict(self, answer: Answer) -> str:

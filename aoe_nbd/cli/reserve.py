@@ -14,7 +14,7 @@ from ..engine import Engine
 from ..wire.address import format_mac
 from ..wire.codes import AoeError, ReserveCommand, aoe_error_text
 from ..wire.frames import FrameError, Reserve
-from .asking import Path, ask, asking, by_mac, reach
+from .asking import Path, ask, asking, by_mac, check_fits, reach
 from .failure import Failure
 from .words import add_interface, add_time, address, interfaces, macs, seconds
 
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask, change, print, and return the exit status."""
     which, timeout, wanted = address(args.address), seconds(args), request(args)
     with asking(interfaces(args)) as engine:
+        check_fits(engine, wanted or Reserve())
         found = by_mac(reach(engine, which, timeout))
         for path in found:
             hosts = read(engine, path) if wanted is None else change(engine, path, wanted)

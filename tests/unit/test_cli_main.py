@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aoe_nbd import __version__, cli
+from aoe_nbd.cli.failure import Failure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ def test_nothing_at_all(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (cli.Failure("what is wrong"), 1, "aoe-nbd discover: what is wrong\n"),
+        (Failure("what is wrong"), 1, "aoe-nbd discover: what is wrong\n"),
         (OSError(28, "No space left on device"), 1, "aoe-nbd discover: No space left on device\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "aoe-nbd discover: /x: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
