@@ -72,12 +72,11 @@ def run(args: argparse.Namespace) -> int:
     with asking(interfaces(args)) as engine:
         check_fits(engine, MaskList(MaskCommand.EDIT, tuple(edits)))
         found = reach(engine, which, timeout)
-        for path in by_mac(found):
-            hosts = read(engine, path)
-            if edits:
-                ours = [engine.links[other.link].mac for other in found if other.mac == path.mac]
-                hosts = edit(engine, path, hosts, edits, [] if args.force else ours)
-            print("\n".join(lines(path, hosts, several=len(by_mac(found)) > 1)))
+        ours = [] if args.force else list(dict.fromkeys(engine.links[path.link].mac for path in found))
+        lists = [(path, read(engine, path)) for path in by_mac(found)]  # all of them, before an edit may lock us out
+        for path, hosts in lists:
+            after = edit(engine, path, hosts, edits, ours) if edits else hosts
+            print("\n".join(lines(path, after, several=len(lists) > 1)))
     return 0
 
 
@@ -99,7 +98,11 @@ def edit(engine: Engine, path: Path, before: Sequence[bytes], edits: Directives,
             f"the list would be {_names(wanted)}, without this host's {names}, which {path.address} would never answer "
             f"again: add it by +{format_mac(out[0])}, or give --force"
         )
-    now = _read_answer(path, ask(engine, path, MaskList(MaskCommand.EDIT, tuple(edits))))
+    lets_us_in = engine.links[path.link].mac in wanted or not wanted
+    answer = ask(engine, path, MaskList(MaskCommand.EDIT, tuple(edits)))
+    if answer is None and not lets_us_in:
+        return wanted  # the edit was carried out, or an earlier one by another path, and locked us out as was asked for
+    now = _read_answer(path, answer)
     if now.merror:
         number = now.count or 0
         failing = f" at edit {number + 1} ({_edit(edits[number])})" if number < len(edits) else ""
@@ -108,12 +111,12 @@ def edit(engine: Engine, path: Path, before: Sequence[bytes], edits: Directives,
     try:
         after = read(engine, path)
     except Failure:
-        if engine.links[path.link].mac in wanted or not wanted:
+        if lets_us_in:
             raise Failure(
                 f"{path.address} ({path}) does not answer any more: its list should be {_names(wanted)}, but it is "
                 f"probably another and locks this host out, until the target is restarted"
             ) from None
-        return wanted  # locked out, as was asked for
+        return wanted
     if sorted(after) != sorted(wanted):
         raise Failure(
             f"{path.address} ({path}) has made another list of it: {_names(after)} instead of {_names(wanted)}; vblade "

@@ -431,6 +431,34 @@ def test_changes_survive_loss(our_target: Start, disk: Path, cli: Cli, initiator
     assert cli("reserve", "e1.0", "--force-release").ok() == "(free: no host holds it)\n"
 
 
+# -- several paths -----------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_on_two_paths(our_target: Start, disk: Path, cli: Cli, initiator: Host, storage: Host) -> None:
+    """One target process on two networks: one disk, one config string, one list and one reservation."""
+    peer = ("peer", "name", "far1", "netns", storage.namespace)
+    initiator.ip("link", "add", "near1", "up", "type", "veth", *peer)
+    storage.ip("link", "set", "far1", "up")
+    our_target(disk, "--interface", "far1")
+    near = Host(initiator.namespace, "near1")
+    both = ("-i", f"{initiator.interface},near1")
+    (found,) = json.loads(cli("discover", "-t", "0.5", "--json", *both).ok())
+    assert found["interfaces"] == [initiator.interface, "near1"] and len(found["macs"]) == len(found["paths"]) == 2
+    assert len(json.loads(cli("identify", "e1.0", "--json", *both).ok())) == 2
+    pings = json.loads(cli("ping", "e1.0", "-c", "3", "--interval", "0.02", "--json", *both).ok())
+    assert pings["sent"] == pings["received"] == 6 and [path["sent"] for path in pings["paths"]] == [3, 3]
+    assert cli("config", "set", "e1.0", "mine", *both).ok() == ""
+    assert cli("config", "e1.0", *both).ok() == "mine\n"
+    # The second path is refused, for the first has the target held by a host that the second is not: that is no failure.
+    shown = cli("reserve", "e1.0", "--set", initiator.mac, *both).ok().splitlines()
+    assert [line.split(": ")[1] for line in shown] == [initiator.mac] * 2
+    cli("reserve", "e1.0", "--release", *both).ok()
+    cli("mask", "e1.0", f"+{initiator.mac}", *both).refused(f"without this host's {near.mac}")
+    shown = cli("mask", "e1.0", f"+{initiator.mac}", "--force", *both).ok().splitlines()
+    assert [line.split(": ")[1] for line in shown] == [initiator.mac] * 2
+    assert cli("mask", "e1.0", "-i", initiator.interface).ok() == f"{initiator.mac}\n"
+
+
 # -- serve and target --------------------------------------------------------------------------------------------------
 
 
