@@ -284,7 +284,8 @@ class Lan:
         """Frames that reach the initiator's host together are looked at as the engine does: as an array."""
         rows, lengths = rows_of(frames)
         address = Address._make(struct.unpack_from(">HB", frames[0], 16))
-        for initiator in [i for i in self.initiators if i.address == address] or [None]:
+        concerned: list[Initiator | None] = [i for i in self.initiators if i.address == address]
+        for initiator in concerned or [None]:
             heard = len(self.heard)
             receive_rows(initiator, link, rows, lengths, self.now, lambda f: self.hear(link, bytes(f)))
             del self.heard[heard:]
