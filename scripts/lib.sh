@@ -18,6 +18,7 @@ TEST_PACKAGES=(
     python3-hypothesis python3-libnbd python3-pip python3-pytest python3-pytest-timeout python3-setuptools python3-venv python3-wheel
     aoetools ethtool gcc libc6-dev qemu-utils strace tcpdump vblade
 )
+BENCH_PACKAGES=(python3-matplotlib)
 # The checkers' versions are fixed, so that a new release of one of them never fails an unchanged tree.
 LINTERS=(mypy==2.4.1 ruff==0.17.6)
 
