@@ -736,7 +736,8 @@ class Initiator:
         table.state[i] = LOST
         if request.path is not None:
             table.state[i] = STALE
-            self._control_lost(request, now)
+            alive = request.path.heard > table.sent[i]  # then there is no hurry: it may be too busy for questions
+            self._control_lost(request, now + PROBE_OUT_MOST if alive else now)
             return
         request.resent.append(seq)
         offset = table.offset[i]

@@ -124,6 +124,20 @@ def test_a_question_that_could_not_be_sent_waits_a_moment(rig: Rig) -> None:
     assert rig.tags(Kind.IDENTIFY)
 
 
+def test_a_target_that_answers_one_question_of_two_is_not_pestered(rig: Rig) -> None:
+    """It has one buffer to spare: IDENTIFY gets in, the Query Config behind it does not."""
+    rig.come_up()
+    end, sent = rig.now + 20, 0
+    while rig.now < end:
+        for tag in rig.tags(Kind.IDENTIFY):
+            sent += 1
+            rig.now += 1e-4
+            rig.answer(tag, OURS, disk("ours"))
+        rig.now = max(rig.now + 1e-6, rig.initiator.timer())
+    assert rig.path.up
+    assert 4 <= sent <= 50
+
+
 def test_a_ghost_of_a_frame_that_left_late_is_kept_from_then_on(rig: Rig) -> None:
     """The process was frozen between asking for the second copy of a write and sending it."""
     rig.come_up()
