@@ -133,6 +133,8 @@ class Driver:
         received, self._received = self._received, []
         for name in dict.fromkeys(link for link, _ in received):
             self._receive(name, [frame for link, frame in received if link == name], now)
+        if self._steps % 32 == 0:
+            self._check_bounds()
         if initiator.timer() <= now or self._steps % 61 == 0:  # a tick is harmless at any time
             initiator.tick(now)
         self._settle(now)
@@ -343,6 +345,22 @@ class Driver:
             lba = lba if wide else lba & 0x0FFFFFFF
             if not count or lba + count > world.most_capacity or (opcode in WRITES and len(frame) != 36 + 512 * count):
                 raise Violation("frame", f"{count} sectors at {lba} in {len(frame)} bytes")
+
+    def _check_bounds(self) -> None:
+        """No queue grows with the time that trouble lasts."""
+        initiator = self.initiator
+        flights = [flight for path in initiator.paths for flight in path.flights.values()]
+        sizes = {
+            "questions": (len(initiator._control), 32 * len(initiator.paths)),
+            "parts to send again": (len(initiator._again), 500),
+            "copies in order": (sum(len(flight._order) for flight in flights), 2000),
+            "ends of ghosts": (len(initiator._ghost_ends), 2000),
+            "early writes": (len(initiator._early), 100),
+            "paths": (len(initiator.paths), 64),
+        }
+        for name, (size, most) in sizes.items():
+            if size > most:
+                raise Violation("bounds", f"{size} {name}")
 
     # -- for the checks at the end -----------------------------------------------------------------------------------
 

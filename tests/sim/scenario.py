@@ -165,6 +165,16 @@ def draw(seed: int) -> Scenario:
     _draw_ops(s, rng, theme)
     _draw_faults(s, rng)
     _draw_theme(s, rng, theme)
+    if chance() < 0.015:  # trouble that lasts, to see what grows with it
+        number = max((fault.number for fault in s.faults), default=0) + 1
+        s.heal = 0.5 + 10 ** uniform(1.0, 2.5)
+        kind = choice(("restart", "flap", "blackhole", "neighbour", "loss"))
+        more = {"flap": {"link": 0, "size": 1e-3}, "blackhole": {"reply": choice((0, 1)), "size": 600.0}}.get(kind, {})
+        if kind == "loss":
+            more = {"rate": 0.7}
+        elif kind == "neighbour":
+            more = {"size": 1.0}
+        s.faults.append(Fault(number, kind, 0.5, s.heal, **more))  # type: ignore[arg-type]
     return s
 
 
