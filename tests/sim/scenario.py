@@ -205,8 +205,8 @@ def _draw_theme(s: Scenario, rng: random.Random, theme: str) -> None:
             add("power", at, at + 10 ** uniform(-3, -1))
         elif theme == "crash":
             add("crash", at, at)
-        elif theme == "stale" and rng.random() < 0.3:
-            add("pause", at, at + uniform(0.2, 2.0))
+        elif theme == "stale" and rng.random() < 0.6:
+            add("pause", at, at + uniform(0.5, 1.5))
         elif theme == "fail":
             add("refuse", at, at + uniform(0.01, 0.5), rate=uniform(0.1, 0.6), size=rng.choice((3, 6, 0x20_00)))
 
