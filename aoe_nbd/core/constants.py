@@ -11,6 +11,7 @@ JITTER = 0.10  # of each timeout, so that many hosts do not resend in step
 REORDER_MIN = 200e-6  # a copy is not lost until a later one was answered and this much more than srtt has passed
 REORDER_DECAY = 16  # RTTs without a proven false alarm before the reorder window shrinks again
 PROBE_MIN = 1e-3  # of a tail loss probe
+PROBES = 2  # of these in a row, each after twice the time, until only the timeout is left
 
 WINDOW_START = 16
 WINDOW_MOST = 256  # more brings nothing, and would outrun the receive ring (kvblade says that it takes 1024)

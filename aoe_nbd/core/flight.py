@@ -4,7 +4,8 @@
 Three ways, quickest first, all from RFC 8985 (RACK-TLP) and RFC 6298, with a tag per copy in place of a byte stream:
 
 * a copy sent *later* was answered, and more than srtt plus a reorder window has passed (targets may reorder);
-* nothing moved for about two round trips: the oldest is sent once more as a probe, whose answer then proves the others;
+* nothing moved for about two round trips: the oldest is sent once more as a probe, whose answer then proves the others,
+  and once again after twice that time, for on a bad cable one in some hundred probes gets lost as well;
 * nothing moved for the retransmission timeout, doubled each time.
 """
 
@@ -17,6 +18,7 @@ from collections import deque
 from .constants import (
     JITTER,
     PROBE_MIN,
+    PROBES,
     REORDER_DECAY,
     REORDER_MIN,
     RTO_INITIAL,
@@ -55,7 +57,7 @@ class Flight:
         self.moved = 0.0  # when something was last sent or answered
         self.heard = 0.0  # when something was last answered
         self.backoff = 0
-        self.probed = False
+        self.probes = 0  # sent since something was answered
         self._reorder = 0.0  # what false alarms have added to the reorder window
         self._calm = 0.0  # when the last of them was, or the window last shrank
         self._order: deque[int] = deque()
@@ -83,7 +85,7 @@ class Flight:
             self.newest = seq
         self.moved = self.heard = now
         self.backoff = 0
-        self.probed = False
+        self.probes = 0
         if self._reorder and now - self._calm > REORDER_DECAY * self.rtt.srtt:
             self._reorder = self._reorder / 2 if self._reorder > REORDER_MIN else 0.0
             self._calm = now
@@ -94,7 +96,7 @@ class Flight:
         self.newest = max(self.newest, seq)
         self.moved = self.heard = now
         self.backoff = 0
-        self.probed = False
+        self.probes = 0
 
     def _sample(self, rtt: float, now: float, count: int = 1) -> None:
         self.rtt.sample(rtt, now)
@@ -156,9 +158,10 @@ class Flight:
     @property
     def probe_after(self) -> float:
         """How long nothing moves before a tail loss probe; FOREVER where none is due."""
-        if self.probed or self.backoff or self.kind in _UNPROBED or not self.rtt.srtt:
+        if self.probes >= PROBES or self.backoff or self.kind in _UNPROBED or not self.rtt.srtt:
             return FOREVER
-        return max(2 * self.rtt.srtt + 4 * self.rtt.rttvar, PROBE_MIN)
+        wait = max(2 * self.rtt.srtt + 4 * self.rtt.rttvar, PROBE_MIN) * (1 << self.probes)
+        return wait if not self.probes or wait < self.rto else FOREVER
 
     def timer(self) -> float:
         """When something may have to be done about the oldest copy."""

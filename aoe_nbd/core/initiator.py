@@ -197,7 +197,7 @@ class Initiator:
         for flight in path.flights.values():
             for seq in flight.members():
                 self._lose(seq, flight, now, at_once=True)
-            flight.backoff, flight.probed = 0, False
+            flight.backoff, flight.probes = 0, 0
         path.strikes = 0
         if was_up or state is PathState.STRANGER:
             self.counters[f"path_{state.value}"] += 1
@@ -819,7 +819,7 @@ class Initiator:
 
     def _probe_tail(self, path: Path, flight: Flight, head: int, now: float) -> None:
         """Nothing moves: send the oldest once more, by which its loss or its neighbours' shows. No window is cut for it."""
-        flight.probed = True
+        flight.probes += 1
         flight.moved = now
         i = head & MASK
         request = self.copies.owner[i]

@@ -11,6 +11,7 @@ import pytest
 from aoe_nbd.core.constants import (
     JITTER,
     PROBE_MIN,
+    PROBES,
     REORDER_DECAY,
     REORDER_MIN,
     RTO_INITIAL,
@@ -111,14 +112,17 @@ def test_false_alarms_widen_the_reorder_window_and_calm_narrows_it() -> None:
     assert flight.reorder == pytest.approx(narrow, rel=0.2)
 
 
-def test_tail_probe_comes_before_the_timeout_and_only_once() -> None:
+def test_tail_probes_come_before_the_timeout_and_are_few() -> None:
     sender = Sender()
     flight = sender.flight
     (seq,) = sender.send()
     assert flight.probe_after == pytest.approx(max(2 * flight.rtt.srtt + 4 * flight.rtt.rttvar, PROBE_MIN))
     assert flight.probe_after < flight.rto
     assert flight.timer() == sender.now + flight.probe_after
-    flight.probed = True
+    first = flight.probe_after
+    flight.probes = 1
+    assert flight.probe_after == pytest.approx(2 * first)
+    flight.probes = PROBES
     assert flight.probe_after == FOREVER
     assert flight.timer() == sender.now + flight.rto
     sender.now += RTT
@@ -161,13 +165,13 @@ def test_timeouts_double_up_to_the_most() -> None:
 def test_an_answer_ends_the_backing_off() -> None:
     sender = Sender()
     (seq,) = sender.send()
-    sender.flight.backoff, sender.flight.probed = 5, True
+    sender.flight.backoff, sender.flight.probes = 5, 1
     sender.answer(seq)
-    assert (sender.flight.backoff, sender.flight.probed) == (0, False)
+    assert (sender.flight.backoff, sender.flight.probes) == (0, 0)
     (seq,) = sender.send()
-    sender.flight.backoff, sender.flight.probed = 5, True
+    sender.flight.backoff, sender.flight.probes = 5, 1
     sender.flight.late(seq, 0.0, sender.now)
-    assert (sender.flight.backoff, sender.flight.probed) == (0, False)
+    assert (sender.flight.backoff, sender.flight.probes) == (0, 0)
 
 
 def test_timeouts_of_many_flights_are_not_in_step() -> None:

@@ -176,6 +176,11 @@ def test_one_request_at_a_time_keeps_its_latency(jitter: float) -> None:
     assert lossy.tail <= 0.003
 
 
+def test_one_request_at_a_time_waits_for_no_timeout_where_its_probe_is_lost_too() -> None:
+    lossy = measure(8, 1, 4.0, loss=0.05)
+    assert lossy.tail < 0.008
+
+
 @pytest.mark.parametrize("sectors", [8, 256])
 def test_path_cut(sectors: int) -> None:
     world = World(paths=2)
