@@ -19,7 +19,7 @@ from .runner import command, many, play, seeds_for, shrink, world
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = int(os.environ.get("AOE_NBD_SIM_SEEDS", "3000"))
 AT_ONCE = 500  # in one test
-BITES = 800  # seeds at most in which a rule that is switched off must be caught
+BITES = 1500  # seeds at most in which a rule that is switched off must be caught
 JOBS = os.cpu_count() or 1
 
 
