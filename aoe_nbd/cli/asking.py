@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..bridge import choose_interfaces, log_to_stderr, open_links
+from ..bridge import choose_interfaces, open_links
 from ..core.exchange import Answer, Exchange
 from ..core.flight import FOREVER
 from ..core.initiator import Identity
@@ -33,8 +32,6 @@ _TOGETHER = 32  # questions under way at once: a target with many LUNs has one q
 @contextmanager
 def asking(names: Sequence[str]) -> Iterator[Engine]:
     """An engine over these interfaces, or over the only one there is."""
-    log_to_stderr()
-    logging.getLogger("aoe_nbd").setLevel(logging.WARNING)  # what a bridge logs, a command prints
     engine = Engine(open_links(choose_interfaces(names, "-i")))
     try:
         yield engine

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
+from aoe_nbd.cli import main
 from lab import PATIENCE, PYTHON, ROOT, Host, Lan, Process, Sniffer, run
 
 Start = Callable[..., Process]
@@ -67,6 +69,14 @@ class Cli:
         return self.host.command("env", f"PYTHONPATH={ROOT}", PYTHON, "-m", "aoe_nbd", *words)
 
     def __call__(self, *words: object) -> Done:
+        """Run it in this process, which is many times faster than in one of its own."""
+        out, err = io.StringIO(), io.StringIO()
+        with self.host.entered(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([str(word) for word in words])
+        return Done(words, status, out.getvalue(), err.getvalue())
+
+    def apart(self, *words: object) -> Done:
+        """Run it in a process of its own: for what programs that it starts print, and to try that this works at all."""
         done = subprocess.run(
             self.command(*words),
             stdin=subprocess.DEVNULL,
@@ -102,7 +112,7 @@ def test_discover_columns(
 ) -> None:
     vblade(disk)
     our_target(disk, "--config-string", "a \x1b[2J", slot=1, shelf=2)
-    head, first, second = cli("discover").ok().splitlines()
+    head, first, second = cli.apart("discover").ok().splitlines()
     assert head.split() == ["ADDRESS", "SIZE", "MODEL", "SERIAL", "CONFIG", "BUF", "SEC", "MAC", "IF", "NOTE"]
     path = ["2", storage.mac, initiator.interface, "-"]
     assert first.split()[:3] == ["e1.0", "1.05", "MB"] and first.split()[-6:] == ["-", "16", *path]
@@ -468,7 +478,7 @@ def served(cli: Cli, tmp_path: Path, *words: object) -> Iterator[Path]:
     path = tmp_path / "n b d" / "x.sock"
     pidfile = path.with_suffix(".pid")
     try:
-        done = cli("serve", "--socket", path, *words)
+        done = cli.apart("serve", "--socket", path, *words)
         assert done.status == 0, done
         assert f"socket: {path}\n" in done.out and f"kill {pidfile.read_text()}" in done.out
         assert f"nbd-client -unix '{path}'" in done.out
@@ -499,7 +509,7 @@ def test_serve(target: Start, disk: Path, cli: Cli, tmp_path: Path) -> None:
         assert info(path)["export-size"] == SIZE and not info(path)["is_read_only"]
         run("nbdcopy", uri(path), tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
-        cli("serve", "e1.0", "--socket", path).refused(f"something serves on {path} already")
+        cli.apart("serve", "e1.0", "--socket", path).refused(f"something serves on {path} already")
     with served(
         cli, tmp_path, "e1.0", "--readonly", "--sectors", "1", "--", "--filter=log", f"logfile={tmp_path}/log"
     ) as path:
@@ -527,7 +537,7 @@ def test_serve_in_the_foreground_is_nbdkit(target: Start, disk: Path, cli: Cli, 
 
 def test_serve_that_fails_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.sock"
-    done = cli("serve", "e1.0", "--connect-timeout", "0.3", "--socket", path, "-i", cli.host.interface)
+    done = cli.apart("serve", "e1.0", "--connect-timeout", "0.3", "--socket", path, "-i", cli.host.interface)
     assert done.status == 1 and done.err.count("\n") == 1 and "no answer from e1.0 within 0.3 s" in done.err
     assert not path.parent.exists() and done.out == ""
 
