@@ -56,22 +56,31 @@ def start_bridge(host: Host, folder: Path, interfaces: str) -> Bridge:
 
 
 def fio(bridge: Bridge, folder: Path, seconds: float, size: int, *job: str) -> dict[str, float]:
-    """MiB/s, requests/s, and ms: mean, p50, p99, p99.9, max."""
+    """MiB/s, requests/s, ms of the bridge's CPU time a MiB, and ms of latency: mean, p50, p99, p99.9, max."""
     command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri={bridge.uri()}", f"--size={size}", *job]
     command += [f"--runtime={seconds:g}", "--time_based", "--output-format=json", "--percentile_list=50:99:99.9"]
+    before = cpu_time(bridge.pid)
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=seconds + 300, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+    used = cpu_time(bridge.pid) - before
     found = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     found = max((found["read"], found["write"]), key=lambda way: int(way["total_ios"]))
     times = {f"p{float(key):g}": value / 1e6 for key, value in found["clat_ns"]["percentile"].items()}
     return {
         "MiB/s": found["bw_bytes"] / (1 << 20),
         "requests/s": found["iops"],
+        "CPU ms/MiB": 1e3 * used / (found["io_bytes"] / (1 << 20)),
         "mean": found["clat_ns"]["mean"] / 1e6,
         **times,
         "max": found["clat_ns"]["max"] / 1e6,
     }
+
+
+def cpu_time(pid: int) -> float:
+    """Seconds that a process has used of its CPUs, which a busy machine changes less than the time by the clock."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

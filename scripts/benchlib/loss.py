@@ -33,7 +33,7 @@ WORKLOADS = {
     "random read 4k, 16 at a time": ("--rw=randread", "--bs=4k", "--iodepth=16"),
 }
 SIZE = 256 * MIB
-FIGURES = ("MiB/s", "mean", "p50", "p99", "p99.9", "max")
+FIGURES = ("MiB/s", "CPU ms/MiB", "mean", "p50", "p99", "p99.9", "max")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,13 +102,14 @@ def show_loss(table: dict[str, Any]) -> None:
     for name, rows in table.items():
         print(f"\n{name}")
         print(
-            f"{'loss':>6} {'MiB/s':>8}  {'ratio to lossless':<22} {'mean ratio':<22} {'p50':>7} {'p99':>8} {'p99.9 ms':>22}"
+            f"{'loss':>6} {'MiB/s':>8}  {'ratio to lossless':<22} {'mean ratio':<22} {'p50':>7} {'p99':>8}"
+            f" {'p99.9 ms':>22} {'CPU ms/MiB':>20}"
         )
         for rate, row in rows.items():
             print(
                 f"{rate:>6} {row['MiB/s']['median']:8.1f}  {common.text(row['MiB/s ratio']):<22} "
                 f"{common.text(row['mean ratio']):<22} {row['p50']['median']:7.2f} {row['p99']['median']:8.2f} "
-                f"{common.text(row['p99.9']):>22}"
+                f"{common.text(row['p99.9']):>22} {common.text(row['CPU ms/MiB']):>20}"
             )
 
 
