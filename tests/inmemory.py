@@ -345,6 +345,10 @@ class Lan:
         self.run(lambda: request.done, most)
         return request
 
+    def finish(self, *requests: Request, most: float = 120.0) -> None:
+        """Run until all of these are done."""
+        self.run(lambda: all(request.done for request in requests), most)
+
     def read(self, lba: int, count: int) -> bytes:
         buffer = bytearray(count * SECTOR)
         done = self.do(Request(Kind.READ, lba, count, memoryview(buffer)))

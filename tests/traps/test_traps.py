@@ -408,7 +408,7 @@ def test_trap_09_ata_error_is_told_by_the_status_and_not_by_the_error_register()
     assert lan.read(0, 1) == A
     outcomes = {(0x41, 0x10): errno.EIO, (0x01, 0x10): errno.EIO, (0x61, 0x44): errno.EIO, (0x60, 0): errno.EIO}
     for (status, register), expected in outcomes.items():
-        lan.ports[0].become(Scripted(lambda f, s=status, r=register: [reply(f, A, status=s, error=r)]))
+        lan.ports[0].become(Scripted(lambda f, s=status, r=register: [reply(f, A, status=s, error=r)]))  # type: ignore[misc]
         request, buffer = read_request(0, 1)
         assert lan.do(request).error == expected
         assert buffer == bytes(SECTOR)
@@ -579,7 +579,7 @@ def test_trap_13_overlapping_writes_end_with_the_later_one(like: str) -> None:
     for i in range(100):
         old, new = pattern(1, 2 * i + 1), pattern(2, 2 * i + 2)
         requests = [lan.submit(write_request(301, old)), lan.submit(write_request(300, new))]
-        lan.run(lambda requests=requests: all(r.done for r in requests))
+        lan.finish(*requests)
         assert port.disk.whole(300, 2) == new, i
     assert initiator.counters["waited_for_overlap"] == 100
 
@@ -592,7 +592,7 @@ def test_trap_13_a_read_passes_no_write_and_no_write_a_read() -> None:
     before, old = read_request(301, 1)
     after, new = read_request(300, 2)
     requests = [lan.submit(r) for r in (before, write_request(300, B * 2), after)]
-    lan.run(lambda: all(r.done for r in requests))
+    lan.finish(*requests)
     assert old == A
     assert new == B * 2
 
@@ -717,7 +717,7 @@ def test_trap_15_never_more_outstanding_than_the_buffer_count(buffers: int, mtu:
     initiator = lan.attach()
     data = pattern(700)
     requests = [lan.submit(write_request(i * 100, data[i * 100 * SECTOR : (i + 1) * 100 * SECTOR])) for i in range(7)]
-    lan.run(lambda: all(r.done for r in requests), most=200)
+    lan.finish(*requests, most=200)
     assert lan.read(0, 700) == data
     assert queue.lost == 0
     assert queue.deepest == max(1, buffers)  # what it offers is used
@@ -745,7 +745,7 @@ def test_trap_15_two_initiators_share_the_buffers_of_one_target() -> None:
     slower = next((r for r in requests if not r.done), None)
     if slower is not None:
         assert slower.left < 1500  # it was not starved
-    lan.run(lambda: all(r.done for r in requests))
+    lan.finish(*requests)
     assert not any(r.error for r in requests)
     assert disk.whole(0, 2000) == data[first]
     assert disk.whole(10000, 2000) == data[second]

@@ -24,7 +24,7 @@ def asked(arg: object = None, **options: object) -> tuple[Exchange, list[bytes]]
 def answer(frame: bytes, src: bytes = REMOTE, **changed: int) -> bytes:
     head = parse_header(frame)
     fields = {"shelf": 1, "slot": 0, "command": head.command, "tag": head.tag, "flags": RESPONSE, **changed}
-    return build_header(head.src, src, **fields) + bytes(12)  # type: ignore[arg-type]
+    return build_header(head.src, src, **fields) + bytes(12)
 
 
 def test_it_is_asked_again_at_fixed_times_until_time_is_over() -> None:

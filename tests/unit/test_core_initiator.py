@@ -250,7 +250,7 @@ def test_the_clients_memory_is_let_go_before_a_request_is_reported_done() -> Non
         lan.submit(request)
         if fail:
             lan.initiator.abandon(errno.ESHUTDOWN, "ending", lan.now)
-        lan.run(lambda request=request: request.done)
+        lan.finish(request)
         buffer.extend(b"x")
 
 

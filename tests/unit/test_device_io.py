@@ -160,10 +160,7 @@ def test_concurrent_writes_under_loss_keep_every_byte() -> None:
     port.to.reorder, port.to.hold = 0.2, 0.03
     data = random.Random(5).randbytes(8 * SECTOR)
     step = 37
-    calls = [
-        (lambda at=at: put(device, at, data[at : at + step]))  # type: ignore[misc]
-        for at in range(0, len(data), step)
-    ]
+    calls = [(lambda at=at: put(device, at, data[at : at + step])) for at in range(0, len(data), step)]
     device.engine.together(calls)  # type: ignore[attr-defined]
     assert port.disk.whole(0, 8) == data
 
