@@ -45,6 +45,8 @@ from .path import Path, PathState
 from .reply import aoe_refusal, ata_verdict
 from .request import CHANGES, RANGED, Kind, Request
 
+# What an older process's last writes must not come between: writing, and reading in order to write.
+_AFTER_QUARANTINE = CHANGES | {Kind.LOCK}
 _SIZE_PROBES = {Kind.PROBE_REPLY: Kind.READ, Kind.PROBE_REQUEST: Kind.WRITE}
 
 
@@ -258,16 +260,19 @@ class Initiator:
     def _granted(self, request: Request, now: float) -> None:
         if request.done:
             return
-        if request.kind is Kind.LOCK:
-            self._complete(request)
-        elif request.kind in CHANGES and now < self._writes_from:
+        if now < self._writes_from and request.kind in _AFTER_QUARANTINE:
             self._early.append(request)
+        elif request.kind is Kind.LOCK:
+            self._complete(request)
         else:
             self._ready.append(request)
 
     def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:
         """Have a question put to `path`: who it is, its configuration, or whether frames of `count` sectors get through."""
-        self._control.append(Request(kind, count=count, path=path))
+        if not any(
+            q.path is path and q.kind is kind and q.count == count for q in self._control
+        ):  # one that waits will do
+            self._control.append(Request(kind, count=count, path=path))
 
     # -- frames out --------------------------------------------------------------------------------------------------
 
@@ -798,7 +803,8 @@ class Initiator:
                     self.copies.state[seq & MASK] = STALE
         if self._early and now >= self._writes_from:
             early, self._early = self._early, []
-            self._ready.extend(r for r in early if not r.done)
+            for request in early:
+                self._granted(request, now)
         self._check_alive(now)
 
     def _check(self, path: Path, flight: Flight, now: float) -> None:

@@ -648,3 +648,28 @@ def test_a_lock_holds_its_range_and_lets_its_own_requests_in() -> None:
 def test_on_dead_names_itself() -> None:
     assert [str(policy) for policy in (HOLD, FAIL, OnDead(30.0))] == ["hold", "fail", "fail-after=30"]
     assert E1_0.shelf == 1
+
+
+def test_a_read_modify_write_waits_for_an_older_process_too() -> None:
+    """Between its read and its write a write of the process before ours could still land, and be undone."""
+    lan = Lan()
+    lan.target()
+    initiator = lan.attach(quarantine=3.0)
+    born = lan.now
+    lock = lan.submit(Request(Kind.LOCK, 0, 1))
+    lan.pause(1.0)
+    assert not lock.done
+    lan.run(lambda: lock.done)
+    assert lan.now == pytest.approx(born + 3.0, abs=0.05)
+    initiator.release(lock, lan.now)
+
+
+def test_questions_that_find_no_room_do_not_pile_up() -> None:
+    lan = Lan()
+    lan.target(buffers=1)
+    initiator = lan.attach()
+    before = len(initiator._control)
+    for _ in range(50):
+        initiator._ask(initiator.paths[0], Kind.QUERY)
+        initiator._ask(initiator.paths[0], Kind.IDENTIFY)
+    assert len(initiator._control) - before <= 2
