@@ -654,13 +654,14 @@ def test_a_read_modify_write_waits_for_an_older_process_too() -> None:
     """Between its read and its write a write of the process before ours could still land, and be undone."""
     lan = Lan()
     lan.target()
-    initiator = lan.attach(quarantine=3.0)
     born = lan.now
+    initiator = lan.attach(quarantine=3.0, wait=False)
+    lan.run(lambda: initiator.up)
     lock = lan.submit(Request(Kind.LOCK, 0, 1))
     lan.pause(1.0)
     assert not lock.done
     lan.run(lambda: lock.done)
-    assert lan.now == pytest.approx(born + 3.0, abs=0.05)
+    assert lan.now >= born + 3.0
     initiator.release(lock, lan.now)
 
 
