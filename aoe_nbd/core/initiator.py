@@ -176,8 +176,10 @@ class Initiator:
         return self._dead
 
     def outstanding(self) -> int:
-        """Copies under way by all paths."""
-        return sum(path.outstanding for path in self.paths)
+        """Copies under way by all paths. A question to a path that is not up does not count: perhaps nobody is there."""
+        return sum(
+            path.outstanding if path.up else path.outstanding - path.flights[Class.CONTROL].count for path in self.paths
+        )
 
     @property
     def ghosts(self) -> int:
@@ -316,7 +318,7 @@ class Initiator:
         for request in self._control:
             path = request.path
             assert path is not None
-            if request.done or path.state is PathState.DOWN:
+            if request.done or path.state is PathState.DOWN or (request.kind in _SIZE_PROBES and not path.up):
                 continue
             if path.outstanding >= path.buffers or (path.up and self.outstanding() >= self._buffers()):
                 waiting.append(request)

@@ -674,3 +674,27 @@ def test_questions_that_find_no_room_do_not_pile_up() -> None:
         initiator._ask(initiator.paths[0], Kind.QUERY)
         initiator._ask(initiator.paths[0], Kind.IDENTIFY)
     assert len(initiator._control) - before <= 2
+
+
+def test_a_path_that_never_answers_takes_no_room_from_the_others() -> None:
+    """A candidate learned from one stray announcement is asked for ever; the target's only buffer is not his."""
+    lan = Lan()
+    lan.target(buffers=1)
+    initiator = lan.attach(learn_paths=True)
+    lan.hear(LINK, announcement(REMOTE2))
+    assert len(initiator.paths) == 2
+    lan.pause(2.0)
+    assert initiator.paths[1].outstanding == 1
+    lan.write(0, A)
+    assert lan.read(0, 1) == A
+
+
+def test_a_size_is_not_tried_on_a_path_that_has_just_lost_our_trust() -> None:
+    lan = Lan(mtu=9000)
+    lan.target(mtu=9000)
+    initiator = lan.attach()
+    path = initiator.paths[0]
+    path.state = PathState.NEW
+    initiator._ask(path, Kind.PROBE_REPLY, 8)
+    assert not [run for run in initiator.transmit(lan.now) if run.request.kind is Kind.PROBE_REPLY]
+    assert not initiator._control
