@@ -104,6 +104,7 @@ class Client:
     def _next(self) -> None:
         self._script = None
         self.waits_for = ""
+        self.world.progress = self.world.clock.now
         self.at += 1
         if self.at == len(self.ops):
             self.done = True

@@ -20,7 +20,8 @@ from .ether import Copy, Ether, mix
 from .scenario import LIFE, NOISE, Fault, Keep, Op, Scenario, draw
 from .targets import Disk, Stranger, Target
 
-PATIENCE = 40.0  # s after the last trouble in which everything must be done
+PATIENCE = 40.0  # s after the last trouble in which a next operation must be done
+LONGEST = 300.0  # s after the last trouble in which all must be
 STRANGER_PATIENCE = 35.0  # more, if a path of ours may have been taken for a stranger's
 GHOSTS = 2.5  # s after the last request in which its ghosts must vanish
 AFTER = 15.0  # s after it in which all copies must be forgotten: a lost flush is given up late
@@ -64,6 +65,7 @@ class World:
         self.history = History()
         self.expected: dict[tuple[int, int], tuple[int, Value]] = {}  # (op, sector) -> (epoch, what its write replaces)
         self.excused: set[int] = set()  # ops that may fail, for a target refused something of theirs
+        self.progress = 0.0  # when an operation was last done
         self.orphans: set[int] = set()  # writes whose process died: they may land until the quarantine is over
         self.tag_op: dict[int, int] = {}
         self.buffers: list[bytearray] = []
@@ -320,13 +322,14 @@ class World:
         clock.run(s.heal)
         if not self._finished():
             while True:
-                limit = self._settled_at + PATIENCE + (STRANGER_PATIENCE if self._had_stranger() else 0)
+                began = max(self._settled_at, self.progress)
+                limit = min(began, s.heal + LONGEST) + PATIENCE + (STRANGER_PATIENCE if self._had_stranger() else 0)
                 clock.run(min(limit, clock.now + 5), self._finished)
                 if self._finished():
                     break
                 if clock.now >= limit:
                     waits = "; ".join(client.waits_for or "a next op" for client in self.clients if not client.done)
-                    raise Violation("stuck", f"{clock.now - self._settled_at:.0f} s after the last trouble: {waits}")
+                    raise Violation("stuck", f"{clock.now - began:.0f} s after the last trouble or progress: {waits}")
         for wait, copies in ((GHOSTS, False), (AFTER, True)):
             clock.run(max(clock.now, self._settled_at) + wait)
             leaks = self.driver.leaks(copies)
