@@ -107,7 +107,8 @@ class Bridge:
     def stop(self) -> None:
         """End it: what waits fails with ESHUTDOWN."""
         for device in self._devices.values():
-            log.debug("%s: %s", device.address, dict(sorted(device.initiator.counters.items())))
+            for line in device.figures():
+                log.debug("%s: %s", device.address, line)
         if self.engine is not None:
             self.engine.stop()
 

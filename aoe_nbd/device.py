@@ -230,6 +230,18 @@ class Device:
         paths = ", ".join(str(path) for path in self.initiator.paths if path.up)
         return f"{i.model} {i.firmware}, serial {i.serial}, {i.sectors} sectors, by {paths}"
 
+    def figures(self) -> list[str]:
+        """What has happened so far: counters by reason, and round trips by path and class of command."""
+        lines = [" ".join(f"{name}={count}" for name, count in sorted(self.initiator.counters.items()))]
+        for path in self.initiator.paths:
+            for flight in path.flights.values():
+                if any(flight.histogram):
+                    shares = ", ".join(
+                        f"{share:.1%} in {flight.percentile(share) * 1e3:g} ms" for share in (0.5, 0.99, 0.999)
+                    )
+                    lines.append(f"{path}, {flight.kind.name}: {sum(flight.histogram)} answers, {shares}")
+        return lines
+
     # -- I/O ---------------------------------------------------------------------------------------------------------
 
     def _do(self, request: Request) -> Request:

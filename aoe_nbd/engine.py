@@ -40,7 +40,9 @@ _ADDRESS = struct.Struct(">HB")
 _ADDRESS_OFFSET = 16
 _BATCH = 4  # frames waiting, from which on they are looked at as an array
 _EVERY = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
-_LATE = 0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
+_LATE = (
+    0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
+)
 _FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
 
 _libc = ctypes.CDLL(None, use_errno=True)

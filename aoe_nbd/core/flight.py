@@ -102,6 +102,15 @@ class Flight:
         self.rtt.sample(rtt, now)
         self.histogram[min(31, int(rtt * 1e6).bit_length())] += count
 
+    def percentile(self, share: float) -> float:
+        """A round trip, in seconds, that this `share` of all answers did not exceed, to the next power of two; 0 without any."""
+        wanted = share * sum(self.histogram)
+        for bits, count in enumerate(self.histogram):
+            wanted -= count
+            if count and wanted <= 0:
+                return (1 << bits) / 1e6
+        return 0.0
+
     def false_alarm(self, now: float) -> None:
         """A copy that had been declared lost was only late: be slower to judge."""
         self._reorder = min(self._reorder + max(self.rtt.srtt / 4, REORDER_MIN), max(self.rtt.srtt, RTO_INITIAL))

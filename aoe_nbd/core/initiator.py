@@ -242,11 +242,13 @@ class Initiator:
         if self._dead and self.on_dead.after is not None:
             self._fail(request, errno.EIO, "target does not answer", now)
             return
+        if not self.up:
+            self.counters["held_target_away"] += 1
         if request.kind in RANGED and request.under is None:
             exclusive = request.kind is not Kind.READ
             request.range = Range(request.lba, request.lba + request.count, exclusive, request)
             if not self._lock.acquire(request.range):
-                self.counters["waited_for_overlap"] += 1
+                self.counters["held_overlap"] += 1
                 return
         self._granted(request, now)
 
@@ -263,6 +265,7 @@ class Initiator:
         if request.done:
             return
         if now < self._writes_from and request.kind in _AFTER_QUARANTINE:
+            self.counters["held_quarantine"] += 1
             self._early.append(request)
         elif request.kind is Kind.LOCK:
             self._complete(request)

@@ -581,7 +581,7 @@ def test_trap_13_overlapping_writes_end_with_the_later_one(like: str) -> None:
         requests = [lan.submit(write_request(301, old)), lan.submit(write_request(300, new))]
         lan.finish(*requests)
         assert port.disk.whole(300, 2) == new, i
-    assert initiator.counters["waited_for_overlap"] == 100
+    assert initiator.counters["held_overlap"] == 100
 
 
 def test_trap_13_a_read_passes_no_write_and_no_write_a_read() -> None:

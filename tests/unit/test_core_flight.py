@@ -204,3 +204,14 @@ def test_histogram_counts_answers_by_the_size_of_their_round_trip() -> None:
     assert sender.flight.histogram[int(RTT * 1e6).bit_length()] == 10
     sender.flight.late(1, sender.now - 1e9, sender.now)
     assert sender.flight.histogram[31] == 1
+
+
+def test_percentiles_of_round_trips() -> None:
+    copies = Copies(1)
+    flight = Flight(copies, Class.READ, random.Random(1))
+    assert flight.percentile(0.5) == 0.0
+    flight.histogram[7] = 98  # up to 128 µs
+    flight.histogram[10] = 2
+    assert flight.percentile(0.5) == pytest.approx(128e-6)
+    assert flight.percentile(0.98) == pytest.approx(128e-6)
+    assert flight.percentile(0.99) == pytest.approx(1024e-6)
