@@ -86,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever the locale, whatever a target sends
     try:
-        status = _run(words)
-        sys.stdout.flush()
+        try:
+            status = _run(words)
+        except SystemExit as end:  # argparse has said what it had to say
+            status = end.code if isinstance(end.code, int) else 0
+        sys.stdout.flush()  # while somebody can still deal with a closed pipe
         return status
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
