@@ -8,6 +8,8 @@ RTO_MAX = 2.0
 RTO_MAX_FLUSH = 10.0
 JITTER = 0.10  # of each timeout, so that many hosts do not resend in step
 
+RTT_STALE = 1.0  # a path's round trip that is older than this is measured anew before it decides anything
+
 REORDER_MIN = 200e-6  # a copy is not lost until a later one was answered and this much more than srtt has passed
 REORDER_DECAY = 16  # RTTs without a proven false alarm before the reorder window shrinks again
 PROBE_MIN = 1e-3  # of a tail loss probe

@@ -303,7 +303,7 @@ class Initiator:
             if not again and not self._ready:
                 break
             request = self._again[0][2] if again else self._ready[0]
-            carrier = self._choose(carriers, request.kind)
+            carrier = self._choose(carriers, request.kind, now)
             if carrier is None:
                 room = 0
                 break
@@ -334,13 +334,13 @@ class Initiator:
         return max((path.buffers for path in self.paths if path.up), default=1)
 
     @staticmethod
-    def _choose(carriers: list[Path], kind: Kind) -> Path | None:
+    def _choose(carriers: list[Path], kind: Kind, now: float) -> Path | None:
         """The path by which an answer is to be expected soonest, of those whose window has room."""
         if len(carriers) == 1:
             path = carriers[0]
             return path if path.outstanding < max(1, int(path.window.size)) else None
         open_paths = [p for p in carriers if p.outstanding < max(1, int(p.window.size))]
-        return min(open_paths, key=lambda p: p.expected(kind), default=None)
+        return min(open_paths, key=lambda p: p.expected(kind, now), default=None)
 
     def _send_next(self, runs: list[Run], path: Path, request: Request, space: int, now: float) -> int:
         """First copies of the next part of the first ready request. Returns how many frames."""

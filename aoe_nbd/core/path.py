@@ -7,7 +7,7 @@ import enum
 import random
 
 from ..wire.frames import Config, sectors_per_frame
-from .constants import PROBE_OUT_FIRST, WINDOW_MOST
+from .constants import PROBE_OUT_FIRST, RTT_STALE, WINDOW_MOST
 from .copies import Copies
 from .flight import Class, Flight
 from .request import Kind
@@ -99,10 +99,17 @@ class Path:
         self.mtu = mtu
         self.sizes.allow(max(1, sectors_per_frame(self.advertised, mtu, self.cap)), now)
 
-    def expected(self, kind: Kind) -> float:
-        """Roughly when one more command would be answered, in seconds from now."""
-        rtt = self.by_kind[kind].rtt
-        return (rtt.srtt or rtt.initial) * (1 + self.outstanding / max(1.0, self.window.size))
+    def expected(self, kind: Kind, now: float) -> float:
+        """Roughly when one more command would be answered, in seconds from now.
+
+        An old measure says little: it may be of the moment in which the path broke, and would keep it idle for ever. Then
+        the round trip of a question, which every path is asked regularly, lets it have a try.
+        """
+        flight, question = self.by_kind[kind], self.flights[Class.CONTROL].rtt.srtt
+        rtt = flight.rtt.srtt or flight.rtt.initial
+        if question and not flight.count and flight.heard < now - RTT_STALE:
+            rtt = min(rtt, question)
+        return rtt * (1 + self.outstanding / max(1.0, self.window.size))
 
     def __str__(self) -> str:
         return f"{self.link} to {self.remote.hex(':')}"

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from aoe_nbd.core import encode
+from aoe_nbd.core.copies import Copies
+from aoe_nbd.core.flight import Class
 from aoe_nbd.core.initiator import Initiator, Run
 from aoe_nbd.core.path import Path, PathState
 from aoe_nbd.core.request import Kind, Request
@@ -156,3 +159,17 @@ def test_a_ghost_of_a_frame_that_left_late_is_kept_from_then_on(rig: Rig) -> Non
     assert not rig.tags(Kind.WRITE)
     rig.now += rig.initiator.quarantine
     assert rig.tags(Kind.WRITE)
+
+
+def test_a_path_whose_last_measure_is_old_gets_a_try() -> None:
+    """The last answers before a cut may have taken long; they must not keep the path idle once it is mended."""
+    path = Path("link0", b"\2" * 6, b"\4" * 6, 9000, Config(buffer_count=16), 255, Copies(1), random.Random(1), 0.0)
+    read = path.flights[Class.READ]
+    read.rtt.sample(0.5, 1.0)
+    read.heard = 1.0
+    assert path.expected(Kind.READ, 1.5) == pytest.approx(0.5)
+    path.flights[Class.CONTROL].rtt.sample(0.001, 3.0)
+    assert path.expected(Kind.READ, 1.5) == pytest.approx(0.5)
+    assert path.expected(Kind.READ, 3.0) == pytest.approx(0.001)
+    read.count = 1  # one try at a time
+    assert path.expected(Kind.READ, 3.0) > 0.5
