@@ -9,9 +9,11 @@ nbdkit runs this file as a script, from a checkout or from an installed package;
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import socket
 import sys
 import threading
 import time
@@ -114,7 +116,21 @@ def _watch_shutdown() -> None:
             time.sleep(_WATCH)
         elif pause(0, int(_WATCH * 1e9)) != 0:
             _bridge.abandon(errno.ESHUTDOWN, "nbdkit is shutting down")
+            time.sleep(_WATCH)  # for the replies that say so
+            _hang_up()
             return
+
+
+def _hang_up() -> None:
+    """End the connections of clients that stay on, for nbdkit waits for them. They are this process's only stream sockets."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            client = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # no socket, or closed meanwhile
+        with client, contextlib.suppress(OSError):
+            if client.type == socket.SOCK_STREAM and not client.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                client.shutdown(socket.SHUT_RDWR)
 
 
 def cleanup() -> None:
