@@ -75,6 +75,11 @@ class OnDead:
 
     after: float | None = None
 
+    @property
+    def limit(self) -> float:
+        """Seconds without an answer, until the target counts as dead."""
+        return DEAD_AFTER if self.after is None else self.after
+
     def __str__(self) -> str:
         if self.after is None:
             return "hold"
@@ -274,9 +279,8 @@ class Initiator:
 
     def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:
         """Have a question put to `path`: who it is, its configuration, or whether frames of `count` sectors get through."""
-        if not any(
-            q.path is path and q.kind is kind and q.count == count for q in self._control
-        ):  # one that waits will do
+        asked = (q.path is path and q.kind is kind and q.count == count for q in self._control)
+        if not any(asked):  # one that waits will do
             self._control.append(Request(kind, count=count, path=path))
 
     # -- frames out --------------------------------------------------------------------------------------------------
@@ -307,7 +311,7 @@ class Initiator:
             if carrier is None:
                 room = 0
                 break
-            space = min(room, max(1, int(carrier.window.size)) - carrier.outstanding)
+            space = min(room, carrier.room)
             if again:
                 room -= self._resend(runs, carrier, space, now)
             else:
@@ -337,9 +341,8 @@ class Initiator:
     def _choose(carriers: list[Path], kind: Kind, now: float) -> Path | None:
         """The path by which an answer is to be expected soonest, of those whose window has room."""
         if len(carriers) == 1:
-            path = carriers[0]
-            return path if path.outstanding < max(1, int(path.window.size)) else None
-        open_paths = [p for p in carriers if p.outstanding < max(1, int(p.window.size))]
+            return carriers[0] if carriers[0].room > 0 else None
+        open_paths = [p for p in carriers if p.room > 0]
         return min(open_paths, key=lambda p: p.expected(kind, now), default=None)
 
     def _send_next(self, runs: list[Run], path: Path, request: Request, space: int, now: float) -> int:
@@ -790,7 +793,7 @@ class Initiator:
         if self._early:
             at = min(at, self._writes_from)
         if self._pending and not self._dead:
-            at = min(at, self._alive + (self.on_dead.after if self.on_dead.after is not None else DEAD_AFTER))
+            at = min(at, self._alive + self.on_dead.limit)
         return at
 
     def tick(self, now: float) -> None:
@@ -903,8 +906,7 @@ class Initiator:
         if self.up and not self.outstanding():  # they wait for a ghost, or for the quarantine
             self._alive = now
             return
-        limit = self.on_dead.after if self.on_dead.after is not None else DEAD_AFTER
-        if self._dead or now < self._alive + limit:
+        if self._dead or now < self._alive + self.on_dead.limit:
             return
         self._dead = True
         self.counters["dead"] += 1

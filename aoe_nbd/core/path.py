@@ -83,6 +83,11 @@ class Path:
         read, write, flush, control, probe = self.flights.values()
         return read.count + write.count + flush.count + control.count + probe.count
 
+    @property
+    def room(self) -> int:
+        """Copies that its window still lets out; below 0 after a cut."""
+        return max(1, int(self.window.size)) - self.outstanding
+
     def configured(self, config: Config, now: float) -> None:
         """Take buffer and sector counts from a config reply or announcement."""
         self.advertised = config.sector_count
