@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .core import encode
 from .core.batch import receive as receive_rows
@@ -210,9 +210,13 @@ class Engine:
 
     def release(self, initiator: Initiator, lock: Request) -> None:
         """Give back the range of a LOCK request."""
+        self.change(initiator, lambda now: initiator.release(lock, now))
+
+    def change(self, initiator: Initiator, change: Callable[[float], None]) -> None:
+        """Have the initiator's state changed between two turns of the loop, at a time that `change` is told."""
         with self._lock:
             now = time.monotonic()
-            initiator.release(lock, now)
+            change(now)
             self._transmit(initiator, now)
             self._collect(initiator)
             self._timer.set(initiator.timer())
@@ -274,9 +278,12 @@ class Engine:
                 time.sleep(_EVERY)
         return True
 
-    def locked(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
         """Hold the loop off, to read a state that it changes."""
-        return self._lock
+        with self._lock:
+            yield
+        self._submit()  # what callers have left in the inbox meanwhile
 
     def kick(self) -> None:
         """Have the loop look at everything now."""

@@ -576,8 +576,11 @@ class MemoryEngine:
                 self._turn.wait_for(lambda: id(request) not in self._waiting)
 
     def release(self, initiator: Initiator, lock: Request) -> None:
+        self.change(initiator, lambda now: initiator.release(lock, now))
+
+    def change(self, initiator: Initiator, change: Callable[[float], None]) -> None:
         with self._turn:
-            initiator.release(lock, self.lan.now)
+            change(self.lan.now)
             self.lan.work()
 
     def together(self, calls: Sequence[Callable[[], object]]) -> None:

@@ -140,6 +140,8 @@ class Initiator:
         # Another process of this host may have died with writes on the wire: none of ours before those are gone.
         self._writes_from = now + quarantine
         self._early: list[Request] = []  # writes that wait for that
+        self._parked: list[Request] | None = None  # while quiesced: what came since
+        self._locks = 0  # LOCKs held
         self._alive = now  # when any path last answered
         self._dead = False
 
@@ -194,7 +196,7 @@ class Initiator:
     @property
     def waiting(self) -> int:
         """Requests that are not done."""
-        return len(self._pending)
+        return len(self._pending) + len(self._parked or ())
 
     def _take_out(self, path: Path, state: PathState, now: float, why: str) -> None:
         """`path` carries nothing for now: what is under way there goes elsewhere, or waits."""
@@ -241,6 +243,10 @@ class Initiator:
     def submit(self, request: Request, now: float) -> None:
         """Take a request. Ranged ones wait here for those before them that overlap."""
         request.submitted = now
+        if self._parked is not None and request.under is None:  # what a LOCK has begun is ended
+            self.counters["held_quiesced"] += 1
+            self._parked.append(request)
+            return
         if not self._pending and self.up:
             self._alive = now  # the target owes no answer for the time in which nobody asked
         self._pending[id(request)] = request
@@ -260,6 +266,7 @@ class Initiator:
     def release(self, lock: Request, now: float) -> None:
         """Give back the range of a done LOCK request."""
         if lock.range:
+            self._locks -= 1
             held, lock.range = lock.range, None
             for ghost in lock.ghosts:
                 ghost.owner = None
@@ -273,9 +280,36 @@ class Initiator:
             self.counters["held_quarantine"] += 1
             self._early.append(request)
         elif request.kind is Kind.LOCK:
+            self._locks += 1
             self._complete(request)
         else:
             self._ready.append(request)
+
+    # -- quiesce -----------------------------------------------------------------------------------------------------
+
+    def quiesce(self) -> None:
+        """Carry out what is under way, and park what comes from now on, until `resume`. `quiet` says when it is over."""
+        if self._parked is None:
+            self._parked = []
+            self._tell("quiesced", f"{self.address} takes no further requests: quiesced")
+
+    def resume(self, now: float) -> None:
+        """Carry out what was parked, in the order in which it came."""
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            self._tell("resumed", f"{self.address} takes requests again ({len(parked)} were waiting)")
+            for request in parked:
+                self.submit(request, now)
+
+    @property
+    def quiesced(self) -> bool:
+        """Whether new requests are parked."""
+        return self._parked is not None
+
+    def quiet(self, now: float) -> bool:
+        """Whether it is quiesced and no copy of any write of this host, not even of an older process, can still land."""
+        idle = not self._pending and not self._locks
+        return self.quiesced and idle and not self._ghosts and now >= self._writes_from
 
     def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:
         """Have a question put to `path`: who it is, its configuration, or whether frames of `count` sectors get through."""
@@ -726,7 +760,10 @@ class Initiator:
 
     def abandon(self, error: int, reason: str, now: float) -> None:
         """Fail all requests (the process is ending, or the operator said so)."""
-        for request in list(self._pending.values()):
+        parked = self._parked or ()
+        if self._parked is not None:
+            self._parked = []
+        for request in [*self._pending.values(), *parked]:
             self._fail(request, error, reason, now)
 
     # -- loss --------------------------------------------------------------------------------------------------------
@@ -912,7 +949,8 @@ class Initiator:
         self.counters["dead"] += 1
         self._tell("dead", f"{self.address} has not answered for {now - self._alive:.1f} s: on-dead={self.on_dead}")
         if self.on_dead.after is not None:
-            self.abandon(errno.EIO, f"target does not answer (on-dead={self.on_dead})", now)
+            for request in list(self._pending.values()):
+                self._fail(request, errno.EIO, f"target does not answer (on-dead={self.on_dead})", now)
 
     # -- what a request looks like on the wire ------------------------------------------------------------------------
 

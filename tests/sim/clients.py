@@ -33,7 +33,7 @@ class Token:
         self._call(request)
 
 
-Script = Generator[Request, None, None]
+Script = Generator[Request | float, None, None]  # what to ask, or how long to wait
 
 
 class Client:
@@ -72,6 +72,9 @@ class Client:
             self._next()
             return
         life = self._life
+        if isinstance(request, float):
+            self.world.clock.at(self.world.clock.now + request, self._wake, life)
+            return
         op = self.ops[self.at]
         self.waits_for = f"op {op.number} {request.kind.name} {op.lba}+{op.count}"
         request.token = Token(op.number, lambda request: self._completed(request, life))
@@ -191,6 +194,24 @@ class Client:
         yield request
         self._write = None
         world.history.written(write, request.submitted, bool(request.error))
+
+    def _do_quiesce(self, op: Op) -> Script:
+        """Until `resume`, nothing may change on the target once it is quiet."""
+        world = self.world
+        clock, initiator = world.clock, world.driver.initiator
+        self.waits_for = f"op {op.number} for quiet"
+        give_up = clock.now + op.lba / 1e3 if op.lba else float("inf")
+        initiator.quiesce()
+        try:
+            while not initiator.quiet(clock.now) and clock.now < give_up:
+                yield 1e-3
+            if initiator.quiet(clock.now):
+                world.counters["quiet"] += 1
+                world.quiet = True
+                yield op.count / 1e3
+        finally:  # a process that dies is not quiesced any more either
+            world.quiet = False
+        world.driver.resume()
 
     def _do_modify(self, op: Op) -> Script:
         """As the device writes bytes that are not whole sectors: lock, read first and last sector, write."""

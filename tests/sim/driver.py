@@ -207,6 +207,11 @@ class Driver:
             self.initiator.submit(request, now)
         self._settle(now)
 
+    def resume(self) -> None:
+        now = self.world.clock.now
+        self.initiator.resume(now)
+        self._settle(now)
+
     def release(self, lock: Request) -> None:
         now = self.world.clock.now
         self.initiator.release(lock, now)
@@ -372,6 +377,8 @@ class Driver:
             "ghosts": initiator.ghosts,
             "waiting": initiator.waiting,
             "early": len(initiator._early),
+            "quiesced": int(initiator.quiesced),
+            "locks": initiator._locks,
             "ready": sum(not r.done for r in initiator._ready),
             "again": sum(not r[2].done for r in initiator._again),
             "copies": self._live_copies() if copies else 0,

@@ -209,6 +209,56 @@ class _Leak(Initiator):
         super()._settle(request, copies, now)
 
 
+@_mutant("quiesce-waits-for-ghosts", "2", theme="stale")
+class _HastyGhosts(Initiator):
+    """Quiet is said while a copy of a finished write may still arrive."""
+
+    def quiet(self, now: float) -> bool:
+        ghosts, self._ghosts = self._ghosts, {}
+        try:
+            return super().quiet(now)
+        finally:
+            self._ghosts = ghosts
+
+
+@_mutant("quiesce-waits-for-older", "2", theme="crash")
+class _HastyStart(Initiator):
+    """Quiet is said while an older process's writes may still arrive."""
+
+    def quiet(self, now: float) -> bool:
+        return super().quiet(max(now, self._writes_from))
+
+
+@_mutant("quiesce-waits-for-modify", "2")
+class _HastyModify(Initiator):
+    """Quiet is said in the middle of a read-modify-write."""
+
+    def quiet(self, now: float) -> bool:
+        locks, self._locks = self._locks, 0
+        try:
+            return super().quiet(now)
+        finally:
+            self._locks = locks
+
+
+@_mutant("quiesce-parks", "2")
+class _Porous(Initiator):
+    """Requests go on being served."""
+
+    def quiesce(self) -> None:
+        super().quiesce()
+        parked = self._parked
+        assert parked is not None
+
+        class Through(list[Request]):
+            def append(this, request: Request) -> None:
+                self._parked = None
+                self.submit(request, request.submitted)
+                self._parked = this
+
+        self._parked = Through(parked)
+
+
 # -- 3: what an answer must match --------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
+OPERATOR = 1000  # the number of the client who quiesces
 LIFE = 0.9  # s; no copy of a frame is executed later than this after its sending
 
 
@@ -15,7 +16,7 @@ class Op:
 
     number: int
     client: int
-    kind: str  # read, write, fua, flush, trim, modify
+    kind: str  # read, write, fua, flush, trim, modify; quiesce: for `count` ms, given up after `lba` ms (0: never)
     lba: int
     count: int
     think: float
@@ -165,6 +166,7 @@ def draw(seed: int) -> Scenario:
     _draw_ops(s, rng, theme)
     _draw_faults(s, rng)
     _draw_theme(s, rng, theme)
+    _draw_quiesce(s, theme)
     if chance() < 0.015:  # trouble that lasts, to see what grows with it
         number = max((fault.number for fault in s.faults), default=0) + 1
         s.heal = 0.5 + 10 ** uniform(1.0, 2.5)
@@ -227,6 +229,21 @@ def _draw_ops(s: Scenario, rng: random.Random, theme: str) -> None:
         lba = s.base + rng.randint(0, s.hot - count)
         think = rng.expovariate(1 / pause) if rng.random() < 0.7 else 0.0
         s.ops.append(Op(number, rng.randrange(clients), kind, lba, count, think))
+
+
+def _draw_quiesce(s: Scenario, theme: str) -> None:
+    """An operator who has the host pause now and then, as for a migration."""
+    rng = random.Random(s.seed ^ 0x9A5E)  # of its own, so that all else stays as it was without him
+    if rng.random() < 0.75:
+        return
+    number = max((op.number for op in s.ops), default=0)
+    busy = theme == "crash"  # he is there at once when a new process is
+    for _ in range(rng.randint(3, 8) if busy else rng.randint(1, 4)):
+        number += 1
+        patience = rng.choice((0, 0, rng.randint(1, 2000)))
+        pause = rng.choice((rng.randint(1, 50), 1000))
+        think = 0.0 if busy else rng.uniform(0, s.heal / 2)
+        s.ops.append(Op(number, OPERATOR, "quiesce", patience, pause, think))
 
 
 def _draw_faults(s: Scenario, rng: random.Random) -> None:

@@ -239,6 +239,8 @@ class Target:
 
     def _change(self, sector: int, op: int, fua: bool) -> None:
         world, disk = self.world, self.disk
+        if world.quiet:
+            raise Violation("quiesce", f"op {op} changes sector {sector} although the host was told to be quiet")
         epoch, expected = world.expected.pop((op, sector), (-1, None))
         found = disk.get(sector)
         if epoch == disk.epoch and expected != found and found.op not in world.orphans:

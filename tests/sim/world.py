@@ -67,6 +67,7 @@ class World:
         self.excused: set[int] = set()  # ops that may fail, for a target refused something of theirs
         self.progress = 0.0  # when an operation was last done
         self.orphans: set[int] = set()  # writes whose process died: they may land until the quarantine is over
+        self.quiet = False  # whether an operator was told that nothing of ours can land any more
         self.tag_op: dict[int, int] = {}
         self.buffers: list[bytearray] = []
         self.clock = Clock()
