@@ -28,7 +28,7 @@ _FOREVER = float("inf")
 _BATCH = 4  # frames waiting, from which on the engine looks at them as an array
 LATE = 0.01  # s after which the engine tells the core that frames have left late
 _SPIN = 100  # steps in a row that find nothing to do, each within
-_BUSY = 200e-6  # s of the last, are a busy loop
+_BUSY = 200e-6  # s of the last, are a busy loop (for each path: every one may have its own reason to try again in 1 ms)
 
 
 class Link:
@@ -184,7 +184,7 @@ class Driver:
             self._idle_since = now
         self._idle += 1
         if self._idle > _SPIN:
-            if now - self._idle_since < _SPIN * _BUSY:
+            if now - self._idle_since < _SPIN * _BUSY / max(1, len(self.initiator.paths)):
                 raise Violation("spin", f"the timer has fired {self._idle} times in a row for nothing: a busy loop")
             self._idle = 0
         self.step()
