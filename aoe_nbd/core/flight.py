@@ -65,6 +65,8 @@ class Flight:
         self._rng = rng
         self._jitter = 1.0
         self.histogram = [0] * 32  # answers by the number of bits of their round trip in µs
+        self.given_up = 0  # copies that were counted as lost, or replaced by a tail probe
+        self.given_up_answered = 0  # of these: were answered after all
 
     def sent(self, seq: int, count: int, now: float) -> None:
         """Copies seq .. seq + count - 1 went out."""
@@ -92,6 +94,7 @@ class Flight:
 
     def late(self, seq: int, sent: float, now: float) -> None:
         """A copy that is no longer counted as under way was answered after all."""
+        self.given_up_answered += 1
         self._sample(now - sent, now)
         self.newest = max(self.newest, seq)
         self.moved = self.heard = now

@@ -122,6 +122,8 @@ class Initiator:
         self.identify: Identify | None = None
         self.paths: list[Path] = []
         self.counters: Counter[str] = Counter()
+        self.served = [0] * len(Kind)  # clients' requests that were carried out, by kind
+        self.sectors = [0] * len(Kind)  # and how many sectors they were about
         self.completed: list[Request] = []
         self.events: list[Event] = []
         self.history: deque[Event] = deque(maxlen=100)  # the last of them
@@ -181,6 +183,16 @@ class Initiator:
     def dead(self) -> bool:
         """Whether the target has been silent for so long that requests are being held or failed."""
         return self._dead
+
+    @property
+    def heard(self) -> float:
+        """When the target last owed us nothing: it had answered, or nobody had asked."""
+        return self._alive
+
+    @property
+    def writes_from(self) -> float:
+        """When an older process's writes have landed or vanished, and the first of ours may go."""
+        return self._writes_from
 
     def outstanding(self) -> int:
         """Copies under way by all paths. A question to a path that is not up does not count: perhaps nobody is there."""
@@ -748,6 +760,11 @@ class Initiator:
         self._pending.pop(id(request), None)
         if request.path is None:
             self.completed.append(request)
+            if request.error:
+                self.counters[f"failed_{errno.errorcode.get(request.error, request.error)}"] += 1
+            else:
+                self.served[request.kind] += 1
+                self.sectors[request.kind] += request.count
 
     def _let_go(self, seq: int, now: float) -> None:
         """No copy `seq` can land any more."""
@@ -779,6 +796,7 @@ class Initiator:
         request = table.owner[i]
         assert request is not None
         flight.count -= 1
+        flight.given_up += 1
         self.counters["lost"] += 1
         if request.done:
             table.state[i] = GHOST if seq in self._ghosts else STALE
@@ -878,6 +896,7 @@ class Initiator:
             return
         self.counters["probes"] += 1
         flight.count -= 1  # its twin takes its place in the count, so that the target's buffers are not exceeded
+        flight.given_up += 1
         self.copies.state[i] = PROBED
         request.resent.append(head)
         self._requeue(request, self.copies.offset[i], self.copies.length[i], 0.0)
