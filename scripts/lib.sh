@@ -18,7 +18,11 @@ TEST_PACKAGES=(
     python3-hypothesis python3-libnbd python3-pip python3-pytest python3-pytest-timeout python3-setuptools python3-venv python3-wheel
     aoetools ethtool gcc libc6-dev qemu-utils strace tcpdump vblade
 )
-BENCH_PACKAGES=(python3-matplotlib)
+BENCH_PACKAGES=(python3-matplotlib qemu-block-extra tgt)
+# What the VM lab is built and run with; what is in every machine of it; what is in one that can do all, besides what a bridge needs.
+VM_PACKAGES=(apt-utils busybox-static cpio e2fsprogs iproute2 kmod mmdebstrap qemu-system-x86 vblade)
+PLAIN_PACKAGES=(dbus e2fsprogs fdisk iproute2 kmod procps python3 systemd-sysv udev)
+GUEST_PACKAGES=(aoetools fio libnbd-bin lvm2 mdadm nbd-client python3-libnbd strace vblade)
 # The checkers' versions are fixed, so that a new release of one of them never fails an unchanged tree.
 LINTERS=(mypy==2.4.1 ruff==0.17.6)
 

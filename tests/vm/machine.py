@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A machine of the lab: Debian's kernel on an emulated PC, and a channel on which it runs what a test asks for.
+
+It needs neither KVM nor a network, and leaves nothing behind: what it writes to its disk goes when it ends. If it is on
+a `Segment`, its eth0 is joined to a network namespace of this host, where targets can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import Host, Process, run
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ROOT / "build" / "lab"
+GUEST = Path(__file__).parent / "guest"
+PATIENCE = 300.0  # s for what takes seconds on an idle machine: only a hang fails by it
+CHECKOUT = "export PATH=/root/checkout/tests/vm/guest/bin:$PATH PYTHONPATH=/root/checkout\n"
+
+_serial = itertools.count()
+
+
+def build_images() -> None:
+    """What machines start from, where it is not there yet."""
+    subprocess.run([Path(__file__).parent / "images"], check=True)
+
+
+class Segment(Host):
+    """The host's side of the network of one machine: a namespace, and in it the other end of the machine's eth0."""
+
+    def __init__(self, mtu: int = 9000) -> None:
+        super().__init__(f"aoe-vm-{os.getpid()}-{next(_serial)}", "tap0")
+        run("ip", "netns", "add", self.namespace)
+        try:
+            self.ip("link", "set", "lo", "up")
+            self.ip("tuntap", "add", self.interface, "mode", "tap")
+            self.ip("link", "set", self.interface, "mtu", mtu, "up")
+            self.ip("address", "add", "10.99.0.1/24", "dev", self.interface)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.namespace], check=False)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a script in the machine printed, and its exit status."""
+
+    status: int
+    output: str
+
+
+class Job:
+    """A script that runs in the machine."""
+
+    def __init__(self, machine: Machine, script: str) -> None:
+        self._machine, self.script = machine, script
+        self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def output(self) -> Iterator[str | int]:
+        """What it prints, as it comes, and at last its exit status."""
+        while True:
+            try:
+                message = self.messages.get(timeout=1)
+            except queue.Empty:
+                self._machine.assert_running()
+                continue
+            if "output" in message:
+                yield str(message["output"])
+            if "status" in message:
+                yield int(message["status"])
+                return
+
+    def wait(self) -> Done:
+        """Wait for its end."""
+        *printed, status = self.output()
+        assert isinstance(status, int)
+        return Done(status, "".join(map(str, printed)))
+
+    def check(self) -> str:
+        """Wait for its end, and return what it printed; AssertionError if it failed."""
+        done = self.wait()
+        assert done.status == 0, f"exit status {done.status} of\n{self.script}\nwhich printed\n{done.output}"
+        return done.output
+
+
+class Machine:
+    """One virtual machine, started, and ready when the constructor returns.
+
+    `image` is full or plain (see the script `images`); `memory` is in MiB. With `systemd`, that is its init, and the machine
+    may be rebooted; else an init of the lab's own, and a machine that reboots ends. With `console`, the serial port is this
+    terminal, else it goes to the file `console` in `folder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image: str = "full",
+        memory: int = 768,
+        systemd: bool = False,
+        segment: Segment | None = None,
+        console: bool = False,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="aoe-vm-", dir="/var/tmp"))
+        self._jobs: dict[int, Job] = {}
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._ready = threading.Semaphore(0)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._qemu: subprocess.Popen[bytes] | None = None
+        try:
+            self._start(image, memory, systemd, segment, console)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, image: str, memory: int, systemd: bool, segment: Segment | None, console: bool) -> None:
+        initrd = self.folder / "initrd"
+        files = subprocess.run(["find", "lab"], cwd=self._guest_files(), stdout=subprocess.PIPE, check=True).stdout
+        pack = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
+        own = subprocess.run(pack, cwd=self.folder, input=files + b"init\n", stdout=subprocess.PIPE, check=True).stdout
+        initrd.write_bytes((IMAGES / "initrd").read_bytes() + own)  # the kernel unpacks one archive after the other
+        options = "console=ttyS0 quiet mitigations=off tsc=reliable random.trust_cpu=on net.ifnames=0"
+        options += " lab.systemd" if systemd else " panic=-1"
+        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2"]
+        command += ["-m", str(memory), "-nodefaults", "-display", "none"]
+        command += ["-kernel", str(IMAGES / "vmlinux"), "-initrd", str(initrd), "-append", options]
+        command += ["-drive", f"file={IMAGES / image}.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe"]
+        command += ["-fsdev", f"local,id=checkout,path={ROOT},security_model=none,readonly=on,multidevs=remap"]
+        command += ["-device", "virtio-9p-pci,fsdev=checkout,mount_tag=checkout"]
+        command += ["-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=lab"]
+        command += ["-chardev", f"socket,id=agent,path={self.folder}/agent,server=on,wait=off"]
+        serial = "stdio,id=console,signal=off" if console else f"file,id=console,path={self.folder}/console"
+        command += ["-chardev", serial, "-serial", "chardev:console"]
+        if not systemd:
+            command += ["-no-reboot"]
+        if segment:
+            command += ["-netdev", f"tap,id=net,ifname={segment.interface},script=no,downscript=no"]
+            command += ["-device", "virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,host_mtu=9000"]
+            command = segment.command(*command)
+        else:
+            command = ["setpriv", "--pdeathsig=KILL", *command]
+        with (self.folder / "qemu").open("wb") as log:
+            self._qemu = subprocess.Popen(
+                command, stdin=None if console else subprocess.DEVNULL, stdout=None if console else log, stderr=log
+            )
+        self._connect()
+        self.wait_until_ready()
+
+    def _guest_files(self) -> Path:
+        """A folder with the lab's own files as the initrd wants them: init, and lab/ with everything."""
+        shutil.copytree(GUEST, self.folder / "lab")
+        shutil.copy(GUEST / "start", self.folder / "init")
+        return self.folder
+
+    def _connect(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self._socket.connect_ex(str(self.folder / "agent")) != 0:
+            self.assert_running()
+            assert time.monotonic() < deadline, f"QEMU does not listen: {self.log()}"
+            time.sleep(0.05)
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def wait_until_ready(self) -> None:
+        """Until the machine has started, or started again."""
+        deadline = time.monotonic() + PATIENCE
+        while not self._ready.acquire(timeout=1):
+            self.assert_running()
+            assert time.monotonic() < deadline, f"the machine did not start in {PATIENCE:.0f} s:\n{self.log()}"
+
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line)
+                if message["id"] == 0:
+                    self._ready.release()
+                elif job := self._jobs.get(message["id"]):
+                    job.messages.put(message)
+
+    def start(self, script: str, timeout: float = PATIENCE) -> Job:
+        """Begin a shell script in the machine; it is killed after `timeout` seconds."""
+        job = Job(self, script)
+        number = next(self._ids)
+        self._jobs[number] = job
+        with self._lock:
+            self._socket.sendall(json.dumps({"id": number, "script": script, "timeout": timeout}).encode() + b"\n")
+        return job
+
+    def run(self, script: str, timeout: float = PATIENCE) -> Done:
+        """Run a shell script in the machine to its end."""
+        return self.start(script, timeout).wait()
+
+    def sh(self, script: str, timeout: float = PATIENCE) -> str:
+        """Run a shell script in the machine, which must succeed (each command of it), and return what it printed."""
+        return self.start(f"set -e -o pipefail\n{script}", timeout).check()
+
+    def log(self) -> str:
+        """What the machine's serial port, and QEMU, have said."""
+        files = (self.folder / name for name in ("console", "qemu"))
+        return "".join(file.read_text(errors="replace") for file in files if file.exists())
+
+    def assert_running(self) -> None:
+        assert self._qemu is not None
+        status = self._qemu.poll()
+        assert status is None, f"the machine has ended, QEMU's status is {status}:\n{self.log()}"
+
+    def close(self) -> None:
+        """Switch it off."""
+        if self._qemu is not None and self._qemu.poll() is None:
+            self._qemu.kill()
+            self._qemu.wait()
+        self._socket.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def stamped(parts: Iterator[str | int]) -> int:
+    """Print what a job prints, each line with the seconds since the first call, and return its status."""
+    begin, line_begins, status = time.monotonic(), True, 1
+    for part in parts:
+        if isinstance(part, int):
+            status = part
+            break
+        for line in part.splitlines(keepends=True):
+            stamp = f"[{time.monotonic() - begin:7.2f}] " if line_begins else ""
+            print(stamp + line, end="", flush=True)
+            line_begins = line.endswith("\n")
+    return status
+
+
+def main(words: Sequence[str]) -> int:
+    """`scripts/lab run` and `scripts/lab shell`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="scripts/lab", description="Run commands in a virtual machine with this checkout.")
+    parser.add_argument("verb", choices=["run", "shell"])
+    parser.add_argument("--memory", "--mem", type=int, default=768, metavar="MIB", help="the machine's memory (768)")
+    parser.add_argument("--systemd", action="store_true", help="with systemd as init")
+    parser.add_argument("--plain", action="store_true", help="a system that has none of what aoe-nbd needs")
+    parser.add_argument("--net", action="store_true", help="a network namespace of this host at eth0: 10.99.0.1 from there")
+    parser.add_argument("--vblade", type=Path, action="append", default=[], metavar="FILE", help="with --net: export it there")
+    parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="of the commands (3600)")
+    parser.add_argument("script", nargs="*", help="shell commands")
+    options = parser.parse_args(words)
+    build_images()
+    with contextlib.ExitStack() as stack:
+        segment = None
+        if options.net or options.vblade:
+            segment = Segment()
+            stack.callback(segment.close)
+            print(f"this host's side: network namespace {segment.namespace}, tap0", flush=True)
+            for slot, file in enumerate(options.vblade):
+                command = segment.command("vblade", "-b", 64, 1, slot, segment.interface, file.resolve())
+                vblade = Process(f"vblade e1.{slot}", command, Path(tempfile.mkstemp(prefix="aoe-vm-vblade-")[1]))
+                stack.callback(vblade.log.unlink)
+                stack.callback(vblade.stop)
+        began = time.monotonic()
+        machine = Machine(
+            image="plain" if options.plain else "full",
+            memory=options.memory,
+            systemd=options.systemd,
+            segment=segment,
+            console=options.verb == "shell",
+        )
+        stack.callback(machine.close)
+        if options.verb == "shell":
+            console = "exec setsid --ctty --wait bash --login </dev/ttyS0 >/dev/ttyS0 2>&1"
+            return machine.run(CHECKOUT + console, options.timeout).status
+        print(f"the machine is up after {time.monotonic() - began:.1f} s", flush=True)
+        return stamped(machine.start(CHECKOUT + "\n".join(options.script), options.timeout).output())
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main(sys.argv[1:]))
