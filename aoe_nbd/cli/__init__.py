@@ -27,6 +27,7 @@ VERBS = {
     "config": "read, test and set a target's config string",
     "mask": "read and edit the list of hosts that a target serves",
     "reserve": "read, take and release a target's reservation",
+    "stat": "show the attached disks in the columns of aoe-stat",
     "install": "put units, udev rule, nbdkit's plugin and the table into place",
 }
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
