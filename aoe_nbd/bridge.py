@@ -13,14 +13,18 @@ import os
 import stat
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from .core.initiator import Event, Initiator
 from .device import Device, DeviceError, config_of, find
 from .engine import Engine
+from .host import memory
+from .host.control import Feed
 from .link import Accept, Link, LinkError, interfaces
 from .options import OptionError, Options
 from .wire.address import Address, parse_address
+from .wire.codes import SECTOR
 
 log = logging.getLogger("aoe_nbd")
 
@@ -85,6 +89,14 @@ class Bridge:
         self.engine: Engine | None = None
         self._devices: dict[Address, Device] = {}
         self._opening = threading.Lock()
+        self.feed = Feed()  # what has happened, for those who ask by the control socket
+        self.started = time.monotonic()
+        self.memory_locked = False
+
+    @property
+    def devices(self) -> list[Device]:
+        """Those that are attached."""
+        return list(self._devices.values())
 
     def ready(self) -> None:
         """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
@@ -96,6 +108,8 @@ class Bridge:
         """Start the threads, in the process that serves."""
         assert self.engine is not None
         log_to_syslog_if_detached()
+        if self.options.lock_memory:  # before there are threads, which inherit it
+            self._protect()
         if self.options.cpu is not None:
             try:
                 os.sched_setaffinity(0, {self.options.cpu})
@@ -103,6 +117,16 @@ class Bridge:
                 log.warning("cpu=%d cannot be used: %s", self.options.cpu, error.strerror)
         sys.setswitchinterval(1e-4)
         self.engine.start()
+
+    def _protect(self) -> None:
+        failures = memory.protect()
+        self.memory_locked = not failures
+        try:
+            memory.drop_capabilities()
+        except OSError as error:
+            failures.append(f"privileges are kept: {error.strerror}")
+        for failure in failures:
+            log.warning("%s", failure)
 
     def stop(self) -> None:
         """End it: what waits fails with ESHUTDOWN."""
@@ -168,6 +192,8 @@ class Bridge:
         return [(str(address), found[address]) for address in sorted(found)]
 
     def _event(self, initiator: Initiator, event: Event) -> None:
+        size = initiator.identify.sectors * SECTOR if initiator.identify is not None else 0
+        self.feed.tell(event.what, event.text, address=str(initiator.address), size_bytes=size)
         device = self._devices.get(initiator.address)
         if device is not None:
             device.log_event(event)

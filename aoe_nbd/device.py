@@ -343,6 +343,54 @@ class Device:
         """CHECK POWER MODE: the cheapest question whose answer comes from the disk."""
         self._do(Request(Kind.CHECK_POWER))
 
+    # -- quiesce -----------------------------------------------------------------------------------------------------
+
+    def quiesce(self, timeout: float) -> None:
+        """Park new requests, and return once no copy of any write of this host can still land. They wait until `resume`.
+
+        Raises DeviceError after `timeout` s without quiet; then all is as it was before. May be called again at any time.
+        """
+        initiator = self.initiator
+        before = initiator.quiesced
+        self.engine.change(initiator, lambda now: initiator.quiesce())
+        self.engine.wait(
+            lambda: not initiator.quiesced or initiator.quiet(time.monotonic()), time.monotonic() + timeout
+        )
+        obstacle = ""
+
+        def judge(now: float) -> None:  # in one step, so that nobody who was told "quiet" is resumed by us
+            nonlocal obstacle
+            if not initiator.quiet(now):
+                obstacle = self._unquiet(now)
+                if not before:
+                    initiator.resume(now)
+
+        self.engine.change(initiator, judge)
+        if obstacle:
+            then = "still quiesced, as before" if before else "resumed"
+            raise DeviceError(errno.ETIMEDOUT, f"{self.address} is not quiet after {timeout:g} s: {obstacle}; {then}")
+
+    def _unquiet(self, now: float) -> str:
+        initiator = self.initiator
+        if not initiator.quiesced:
+            return "it was resumed meanwhile"
+        if initiator.dead or not initiator.up:
+            return (
+                f"the target does not answer, and writes to it may be on their way ({initiator.waiting} requests wait)"
+            )
+        if now < initiator.writes_from:
+            return "an older process's writes may still land"
+        if initiator.ghosts:
+            return f"{initiator.ghosts} copies of writes may still land"
+        return f"{initiator.waiting} requests wait or are under way"
+
+    def resume(self) -> bool:
+        """Carry out what was parked. False if nothing was quiesced."""
+        initiator = self.initiator
+        before = initiator.quiesced
+        self.engine.change(initiator, initiator.resume)
+        return before
+
     def _writable(self) -> None:
         if not self.can_write:
             raise DeviceError(errno.EPERM, f"{self.address} is read-only")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -36,6 +37,12 @@ PARAMETERS = (
     Parameter("readonly", "false", "serve the LUN read-only"),
     Parameter("on-dead", "hold", "when the target does not answer: hold, fail (after 5 s), or fail-after=SECONDS"),
     Parameter("connect-timeout", "10", "seconds to wait for the target when attaching"),
+    Parameter("control", "", "Unix socket to make for `aoe-nbd status`, `quiesce` and the like; none if not given"),
+    Parameter(
+        "lock-memory",
+        "false",
+        "for disks of this host itself: stay resident, never wait for memory that is being written out, drop privileges",
+    ),
     Parameter("cpu", "", "CPU to run on; all if not given"),
     Parameter(
         "pin-threads", "true", "keep Python's thread states alive between requests (an off switch for a fast path)"
@@ -94,6 +101,8 @@ class Options:
     readonly: bool = False
     on_dead: OnDead = HOLD
     connect_timeout: float = 10.0
+    control: str = ""
+    lock_memory: bool = False
     cpu: int | None = None
     pin_threads: bool = True
     debug: bool = False
@@ -140,6 +149,10 @@ class Options:
                 self.on_dead = parse_on_dead(f"fail-after={value}" if name == "fail-after" else value)
             case "connect-timeout":
                 self.connect_timeout = _number(name, value, 0.1, 86400)
+            case "control":
+                self.control = os.path.abspath(value) if value else ""  # now, for a daemon's working directory is /
+            case "lock-memory":
+                self.lock_memory = _boolean(name, value)
             case "cpu":
                 self.cpu = _count(name, value, 0, 4095)
             case "pin-threads":

@@ -9,11 +9,9 @@ nbdkit runs this file as a script, from a checkout or from an installed package;
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
-import socket
 import sys
 import threading
 import time
@@ -29,6 +27,9 @@ import nbdkit  # noqa: E402
 from aoe_nbd import __version__  # noqa: E402
 from aoe_nbd.bridge import Bridge, log_to_stderr  # noqa: E402
 from aoe_nbd.device import Device  # noqa: E402
+from aoe_nbd.host.clients import Clients  # noqa: E402
+from aoe_nbd.host.control import Server  # noqa: E402
+from aoe_nbd.host.verbs import Verbs  # noqa: E402
 from aoe_nbd.options import PARAMETERS, OptionError, Options  # noqa: E402
 from aoe_nbd.threadstate import Pins  # noqa: E402
 
@@ -37,6 +38,8 @@ _WATCH = 0.25  # s between looks for requests that are stuck
 
 _options = Options()
 _bridge = Bridge(_options)
+_clients = Clients()
+_control: Server | None = None
 _pins = Pins(False)
 
 
@@ -55,6 +58,8 @@ def _end(error: Exception) -> None:
     """Say why the bridge cannot be, on the user's terminal, and end: nbdkit would put a traceback around the sentence."""
     sys.stderr.write(f"nbdkit: aoe: {getattr(error, 'strerror', None) or error}\n")
     sys.stderr.flush()
+    if _control is not None:
+        _control.close()
     _bridge.stop()
     os._exit(1)
 
@@ -88,7 +93,10 @@ def thread_model() -> int:
 def get_ready() -> None:
     """Still privileged and on the terminal: open the links, find the target, and say clearly why not."""
     log_to_stderr(_options.debug)
+    global _control
     try:
+        if _options.control:
+            _control = Verbs(_bridge, _clients).serve(_options.control)
         _bridge.ready()
     except (OSError, OptionError) as error:
         _end(error)
@@ -98,6 +106,8 @@ def after_fork() -> None:
     global _pins
     _pins = Pins(_options.pin_threads)
     _bridge.start()
+    if _control is not None:
+        _control.start()
     threading.Thread(target=_watch_shutdown, name="aoe-shutdown", daemon=True).start()
 
 
@@ -117,23 +127,13 @@ def _watch_shutdown() -> None:
         elif pause(0, int(_WATCH * 1e9)) != 0:
             _bridge.abandon(errno.ESHUTDOWN, "nbdkit is shutting down")
             time.sleep(_WATCH)  # for the replies that say so
-            _hang_up()
+            _clients.hang_up()  # of those who stay on, for nbdkit waits for them
             return
 
 
-def _hang_up() -> None:
-    """End the connections of clients that stay on, for nbdkit waits for them. They are this process's only stream sockets."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            client = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # no socket, or closed meanwhile
-        with client, contextlib.suppress(OSError):
-            if client.type == socket.SOCK_STREAM and not client.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                client.shutdown(socket.SHUT_RDWR)
-
-
 def cleanup() -> None:
+    if _control is not None:
+        _control.close()
     _bridge.stop()
 
 
@@ -147,12 +147,15 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 
 def open(readonly: bool) -> Device:
     try:
-        return _bridge.device(nbdkit.export_name())
+        device = _bridge.device(nbdkit.export_name())
     except (OSError, OptionError) as error:
         raise _refuse(error) from None
+    _clients.came()
+    return device
 
 
 def close(h: Device) -> None:
+    _clients.went()
     _pins.reap()
 
 

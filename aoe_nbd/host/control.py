@@ -260,6 +260,12 @@ class Feed:
             self._happened.append(Happening(self._last, time.time(), what, text, more))
             self._news.notify_all()
 
+    def last(self, most: int, **more: Any) -> list[dict[str, Any]]:
+        """The last `most` events of which that is true, oldest first."""
+        with self._news:
+            fitting = [each for each in self._happened if more.items() <= each.more.items()]
+        return [each.as_dict() for each in fitting[-most:]]
+
     def wait(self, question: Mapping[str, Any], closing: threading.Event) -> dict[str, Any]:
         """Answer `{"do": "wait", "since": n, "timeout": s}`: what happened after number n (-1: from now on), once there is any.
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a running bridge does when it is asked by its control socket.
+
+status                  what it is and how it does (see `report`)
+quiesce  timeout=30     park new requests, and answer once no copy of any write of this host can still land
+resume                  carry out what was parked
+drain    timeout=30     take no more from the NBD clients there are, and answer once they are gone with all their answers
+wait     since=n        answer once something has happened (see `control.Feed`): growth, death, revival of the target, …
+
+`address` chooses one LUN of a bridge that serves several; without it all are meant.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..bridge import Bridge
+from ..device import Device
+from ..wire.address import parse_address
+from . import report
+from .clients import Clients
+from .control import ControlError, Server, seconds
+
+_PATIENCE = 30.0  # s for quiet, and for the clients to go
+_LOOK = 0.01  # s between looks whether they have gone
+
+Question = Mapping[str, Any]
+Answer = dict[str, Any]
+
+
+class Verbs:
+    """The verbs of one bridge. Each takes a question and returns the answer, or raises an OSError or ValueError."""
+
+    def __init__(self, bridge: Bridge, clients: Clients) -> None:
+        self.bridge, self.clients = bridge, clients
+
+    def serve(self, path: str) -> Server:
+        """Make the control socket. Raises ControlError."""
+        server = Server(
+            path,
+            {
+                "status": self.status,
+                "quiesce": self.quiesce,
+                "resume": self.resume,
+                "drain": self.drain,
+                "wait": lambda question: self.bridge.feed.wait(question, server.closing),
+            },
+        )
+        self.clients.spared.add(server.name)
+        return server
+
+    def status(self, question: Question) -> Answer:
+        return report.of_bridge(self.bridge, self.clients.count, self._luns(question))
+
+    def quiesce(self, question: Question) -> Answer:
+        began, limit = time.monotonic(), seconds(question, _PATIENCE)
+        for device in self._luns(question):
+            device.quiesce(max(0.0, began + limit - time.monotonic()))
+        return {"took": time.monotonic() - began}
+
+    def resume(self, question: Question) -> Answer:
+        return {"resumed": sum(device.resume() for device in self._luns(question))}
+
+    def drain(self, question: Question) -> Answer:
+        deadline = time.monotonic() + seconds(question, _PATIENCE)
+        self.clients.stop_reading()
+        while self.clients.count:
+            if time.monotonic() >= deadline:
+                raise ControlError(errno.ETIMEDOUT, self._undrained())
+            time.sleep(_LOOK)
+        return {}
+
+    def _undrained(self) -> str:
+        waiting = sum(device.initiator.waiting for device in self.bridge.devices)
+        dead = [str(device.address) for device in self.bridge.devices if device.initiator.dead]
+        why = f": {waiting} requests wait for {', '.join(dead)}, which does not answer" if dead else ""
+        return f"{self.clients.count} clients of the bridge are not done yet{why}"
+
+    def _luns(self, question: Question) -> list[Device]:
+        which = question.get("address")
+        if which is None:
+            return self.bridge.devices
+        if not isinstance(which, str):
+            raise ValueError(f"address={which!r} is not an address such as e1.0")
+        address = parse_address(which)
+        found = [device for device in self.bridge.devices if device.address == address]
+        if not found:
+            served = ", ".join(str(device.address) for device in self.bridge.devices) or "none yet"
+            raise ControlError(errno.ENODEV, f"this bridge does not serve {address}: it serves {served}")
+        return found
