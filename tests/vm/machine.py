@@ -7,6 +7,7 @@ a `Segment`, its eth0 is joined to a network namespace of this host, where targe
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -15,6 +16,7 @@ import queue
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -245,17 +247,18 @@ def stamped(parts: Iterator[str | int]) -> int:
 
 def main(words: Sequence[str]) -> int:
     """`scripts/lab run` and `scripts/lab shell`."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="scripts/lab", description="Run commands in a virtual machine with this checkout.")
-    parser.add_argument("verb", choices=["run", "shell"])
-    parser.add_argument("--memory", "--mem", type=int, default=768, metavar="MIB", help="the machine's memory (768)")
-    parser.add_argument("--systemd", action="store_true", help="with systemd as init")
-    parser.add_argument("--plain", action="store_true", help="a system that has none of what aoe-nbd needs")
-    parser.add_argument("--net", action="store_true", help="a network namespace of this host at eth0: 10.99.0.1 from there")
-    parser.add_argument("--vblade", type=Path, action="append", default=[], metavar="FILE", help="with --net: export it there")
-    parser.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="of the commands (3600)")
-    parser.add_argument("script", nargs="*", help="shell commands")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--memory", type=int, default=768, metavar="MIB", help="the machine's memory (768)")
+    common.add_argument("--systemd", action="store_true", help="with systemd as init")
+    common.add_argument("--plain", action="store_true", help="a system that has none of what aoe-nbd needs")
+    common.add_argument("--net", action="store_true", help="eth0, joined to a network namespace of this host")
+    common.add_argument("--vblade", type=Path, action="append", default=[], metavar="FILE", help="export it there: e1.0, e1.1")
+    common.add_argument("--timeout", type=float, default=86400, metavar="SECONDS", help="of the commands (a day)")
+    parser = argparse.ArgumentParser(prog="scripts/lab", description="A virtual machine with this checkout.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("shell", parents=[common], help="its console on this terminal; leave with Ctrl-D")
+    commands = verbs.add_parser("run", parents=[common], help="run shell commands in it, and return their exit status")
+    commands.add_argument("script", nargs="+", metavar="COMMAND", help="shell commands; several are lines of one script")
     options = parser.parse_args(words)
     build_images()
     with contextlib.ExitStack() as stack:
@@ -286,6 +289,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    import sys
-
     sys.exit(main(sys.argv[1:]))
