@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`scripts/bench NAME ...`: find the benchmark and run it. A new one is a module here and a name in `BENCHMARKS`."""
+"""`scripts/bench NAME ...`: find the benchmark and run it. A new one is a module here and a name in `BENCHMARKS`.
+
+Without a name it is the first of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import importlib
 import signal
 import sys
 
-BENCHMARKS = ("loss",)
+BENCHMARKS = ("speed", "loss")
 
 
 def main() -> int:
@@ -20,7 +23,10 @@ def main() -> int:
         verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words = [BENCHMARKS[0], *words]
+    args = parser.parse_args(words)
     try:
         args.run(args)
     except KeyboardInterrupt:

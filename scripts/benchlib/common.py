@@ -58,7 +58,12 @@ def start_bridge(host: Host, folder: Path, interfaces: str) -> Bridge:
 def fio(bridge: Bridge, folder: Path, seconds: float, size: int, *job: str) -> dict[str, float]:
     """MiB/s, requests/s, ms of the bridge's CPU time a MiB, and ms of latency: mean, p50, p99, p99.9, max."""
     command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri={bridge.uri()}", f"--size={size}", *job]
-    command += [f"--runtime={seconds:g}", "--time_based", "--output-format=json", "--percentile_list=50:99:99.9"]
+    command += [
+        f"--runtime={round(1e3 * seconds)}ms",
+        "--time_based",
+        "--output-format=json",
+        "--percentile_list=50:99:99.9",
+    ]
     before = cpu_time(bridge.pid)
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=seconds + 300, check=False)
     if done.returncode:
@@ -100,6 +105,7 @@ def circumstances() -> dict[str, Any]:
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "load at start": os.getloadavg()[0],
+        "rmem_max": int(Path("/proc/sys/net/core/rmem_max").read_text()),
     }
 
 
