@@ -11,11 +11,11 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
 # What a bridge needs; what the demonstration shows it with; what the tests need besides.
 RUN_PACKAGES=(
-    nbdkit nbdkit-plugin-python python3 python3-construct python3-numpy python3-pyroute2 python3-rich nbd-client
+    nbdkit nbdkit-plugin-python python3 python3-construct python3-libnbd python3-numpy python3-pyroute2 python3-rich nbd-client
 )
 DEMO_PACKAGES=(e2fsprogs file fio iproute2 libnbd-bin openssl procps)
 TEST_PACKAGES=(
-    python3-hypothesis python3-libnbd python3-pip python3-pytest python3-pytest-timeout python3-setuptools python3-venv python3-wheel
+    python3-hypothesis python3-pip python3-pytest python3-pytest-timeout python3-setuptools python3-venv python3-wheel
     aoetools ethtool gcc libc6-dev qemu-utils strace tcpdump vblade
 )
 BENCH_PACKAGES=(python3-matplotlib qemu-block-extra tgt)
