@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .core import encode
 from .core.batch import receive as receive_rows
+from .core.copies import Run
 from .core.exchange import Exchange
 from .core.flight import FOREVER
-from .core.initiator import Event, Initiator, Run
+from .core.initiator import Event, Initiator
 from .core.request import Kind, Request
 from .link import Interface, InterfaceWatch, Link, interfaces
-from .link.packet import address_of, errno_name
+from .link.packet import BATCH, address_of, errno_name
 from .wire.address import Address
 from .wire.codes import SECTOR
 from .wire.frames import HEADER_SIZE
@@ -100,6 +101,7 @@ class Engine:
         self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._by_fd: dict[int, Link] = {}
+        self._headers = {link: encode.Headers(link.headers) for link in self.links.values()}
         for link in self.links.values():
             self._register(link)
 
@@ -381,7 +383,7 @@ class Engine:
             sent, failure = self._send(initiator, run)
             left = time.monotonic()
             if left > now + _LATE:
-                initiator.left_late(run, sent, left)
+                initiator.left_late(run, left)
             if sent < run.count:
                 initiator.unsent(run, sent, errno_name(failure), now)
 
@@ -396,13 +398,25 @@ class Engine:
                 else:
                     link.send(header, payload)
                 return 1, 0
-            rows = encode.headers(initiator, run)
-            if run.request.kind is not Kind.WRITE:
-                return link.send_run(rows, 0, 0, 0), link.failure
-            at = address_of(run.request.data) + run.offset * SECTOR
-            return link.send_run(rows, at, run.step * SECTOR, run.length * SECTOR), link.failure
+            return self._send_rows(initiator, run, link), link.failure
         except OSError as error:
             return 0, error.errno or errno.EIO
+
+    def _send_rows(self, initiator: Initiator, run: Run, link: Link) -> int:
+        """Send a run as arrays. Returns how many of its frames went out."""
+        headers, request = self._headers[link], run.request
+        payload = address_of(request.data) + run.offset * SECTOR if request.kind is Kind.WRITE else 0
+        step = run.step * SECTOR if payload else 0
+        done = 0
+        while done < run.count:
+            count = min(run.count - done, BATCH)
+            size = headers.fill(initiator, run, done, count)
+            at = done * step
+            sent = link.send_run(count, size, payload + at, step, run.length * SECTOR - at)
+            done += sent
+            if sent < count:
+                break
+        return done
 
     def _send_frame(self, link: Link, frame: bytes) -> None:
         try:

@@ -21,10 +21,12 @@ import numpy as np
 from aoe_nbd import device
 from aoe_nbd.core import encode
 from aoe_nbd.core.batch import receive as receive_rows
+from aoe_nbd.core.copies import Run
 from aoe_nbd.core.exchange import Exchange
-from aoe_nbd.core.initiator import Event, Initiator, Run
+from aoe_nbd.core.initiator import Event, Initiator
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.device import Device
+from aoe_nbd.link.packet import BATCH as ROWS
 from aoe_nbd.target import OURS, PERSONALITIES, Line, Lun
 from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.codes import BROADCAST_MAC, ERROR, MIN_FRAME, RESPONSE, SECTOR, Ata, Command, Status
@@ -400,13 +402,19 @@ def rows_of(frames: Sequence[bytes]) -> tuple[Any, Any]:
     return rows, np.array([len(frame) for frame in frames])
 
 
+_headers = encode.Headers(np.zeros((ROWS, encode.ROW), np.uint8))
+
+
 def encode_run(initiator: Initiator, run: Run) -> list[bytes]:
     """The frames of a run, made as the engine makes them."""
     if run.count == 1:
         header, payload = encode.frame(initiator, run)
         return [bytes(header) + bytes(payload or b"")]
-    rows = encode.headers(initiator, run)
-    frames = [row.tobytes() for row in rows]
+    frames = []
+    for first in range(0, run.count, ROWS):
+        count = min(run.count - first, ROWS)
+        size = _headers.fill(initiator, run, first, count)
+        frames += [row[:size].tobytes() for row in _headers.rows[:count]]
     if run.request.kind is Kind.WRITE:
         assert run.request.data is not None
         data = run.request.data[run.offset * SECTOR : (run.offset + run.length) * SECTOR]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Answers that came in a row, taken as one.
 
-A stream's replies arrive as they were asked for: one tag after the other, each the plain success of one request's next
-part. Such a stretch is recognised with arrays and booked with slices, at a small part of `Initiator.receive`'s cost a
-frame. Whatever is in any way unusual goes to `receive`, which alone knows all the rules.
+Replies arrive mostly as they were asked for: one tag after the other, each the plain success of the next copy. Such a
+stretch is recognised by comparing a few columns of the array of frames with what they must be, and booked run by run with
+slices, at a small part of `Initiator.receive`'s cost a frame. Whatever is in any way unusual goes to `receive`, which
+alone knows all the rules.
 """
 
 from __future__ import annotations
@@ -16,25 +17,27 @@ import numpy as np
 
 from ..wire.codes import AOE_VERSION, ETHERTYPE, FAILED, RESPONSE, SECTOR, Command
 from ..wire.frames import ATA_DTYPE, ATA_SIZE
-from .copies import FLYING, MASK
+from .copies import FLYING, MASK, SIZE, Run
 from .initiator import Initiator
 from .path import Path
 from .request import Kind
 
-Bytes2D = np.ndarray[Any, np.dtype[np.uint8]]
+Array = np.ndarray[Any, Any]
 
 _FIELDS: Any = ATA_DTYPE.fields
-_SOURCE, _TAG = _FIELDS["src"][1], _FIELDS["tag"][1]
-_STATUS = _FIELDS["command_status"][1]
-_USUAL = struct.Struct(">6sHBBHBB")  # all of the header from source to command
+_SOURCE, _TAG, _STATUS = (_FIELDS[name][1] for name in ("src", "tag", "command_status"))
+_INDEX = _TAG + 2  # the tag's low 16 bits, by which its copy is found
+_USUAL = struct.Struct(">6sHBBHBBI")  # from source to tag
 _RESPONSE = AOE_VERSION << 4 | RESPONSE
+_INDICES = np.arange(SIZE, dtype=">u2").tobytes()
+_DATA = ATA_SIZE
 
 
 def receive(
     initiator: Initiator | None,
     link: str,
-    rows: Bytes2D,
-    lengths: np.ndarray[Any, Any],
+    rows: Array,
+    lengths: Array,
     now: float,
     otherwise: Callable[[memoryview], None],
 ) -> None:
@@ -42,70 +45,91 @@ def receive(
 
     Stretches of usual answers to `initiator` are booked here, all else goes to `otherwise`, which knows `receive`.
     """
-    source = rows[0, _SOURCE : _SOURCE + 6].tobytes()
-    path = initiator.path_of(link, source) if initiator is not None else None
-    count = len(rows)
-    if initiator is None or path is None or not path.believed:
-        stops = list(range(1, count + 1))
-        usual = [False] * count
-    else:
-        header = _USUAL.pack(source, ETHERTYPE, _RESPONSE, 0, *initiator.address, Command.ATA)
-        same = (rows[:, _SOURCE:_TAG] == np.frombuffer(header, np.uint8)).all(axis=1)
-        fine = same & (rows[:, _STATUS] & FAILED == 0) & (lengths >= ATA_SIZE)
-        usual = fine.tolist()
-        tags = np.ascontiguousarray(rows[:, _TAG : _TAG + 4]).view(">u4")[:, 0].astype(np.int64)
-        joined = (np.diff(tags) == 1) & fine[1:] & fine[:-1]
-        stops = [*(np.flatnonzero(~joined) + 1).tolist(), count]
-    start = 0
-    for stop in stops:
-        if not (
-            path is not None
-            and initiator is not None
-            and stop - start > 1
-            and usual[start]
-            and _take(initiator, path, int(tags[start]), rows[start:stop], lengths[start:stop], now)
-        ):
-            for i in range(start, stop):
-                otherwise(rows[i, : lengths[i]].data)
-        start = stop
+    at, count = 0, len(rows)
+    while at < count:
+        booked = _stretch(initiator, link, rows[at:], lengths[at:], now) if initiator is not None else 0
+        if not booked:
+            otherwise(rows[at, : lengths[at]].data)
+            booked = 1
+        at += booked
 
 
-def _take(initiator: Initiator, path: Path, tag: int, rows: Bytes2D, lengths: np.ndarray[Any, Any], now: float) -> bool:
-    """Book successful answers to copies tag, tag + 1, … if they are the next parts of one request. False: nothing was done."""
-    copies, count = initiator.copies, len(rows)
-    seq = copies.find(tag)
+def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: float) -> int:
+    """Book the usual answers that `rows` begins with. Returns how many."""
+    head = rows[0, :ATA_SIZE].tobytes()
+    source, ethertype, flags, error, shelf, slot, command, tag = _USUAL.unpack_from(head, _SOURCE)
+    if (ethertype, flags, error, command) != (ETHERTYPE, _RESPONSE, 0, Command.ATA) or head[_STATUS] & FAILED:
+        return 0
+    path = initiator.path_of(link, source)
+    if path is None or not path.believed or (shelf, slot) != initiator.address:
+        return 0
+    seq = initiator.copies.find(tag)
+    if seq < 0:
+        return 0
+    first = seq & MASK
+    count = min(len(rows), SIZE - first)
+    # All columns at once, as bytes: for so few rows that is far quicker than to compare them as arrays.
+    if (
+        rows[:count, _SOURCE:_INDEX].tobytes() != head[_SOURCE:_INDEX] * count
+        or rows[:count, _INDEX : _INDEX + 2].tobytes() != _INDICES[2 * first : 2 * (first + count)]
+        or rows[:count, _STATUS].tobytes() != head[_STATUS : _STATUS + 1] * count
+    ):
+        count = _alike(rows, head, first, count)
+    shortest = int(lengths[:count].min())
+    if shortest < ATA_SIZE:
+        return 0
+    booked = 0
+    while booked < count:
+        run = initiator.copies.run[seq & MASK]
+        if run is None or not run.seq <= seq < run.seq + run.count:
+            break
+        n = min(count - booked, run.seq + run.count - seq)
+        end = booked + n
+        if not _take(initiator, path, run, seq, rows[booked:end], lengths[booked:end], shortest, now):
+            break
+        booked, seq = end, seq + n
+    return booked
+
+
+def _alike(rows: Array, head: bytes, first: int, count: int) -> int:
+    """How many of `count` rows, 1 or more, are as usual as the first, whose copy is at index `first`."""
+    fine = (rows[:count, _SOURCE:_INDEX] == np.frombuffer(head[_SOURCE:_INDEX], np.uint8)).all(axis=1)
+    fine &= rows[:count, _STATUS] == head[_STATUS]
+    fine &= rows[:count, _INDEX : _INDEX + 2].view(">u2")[:, 0] == np.arange(first, first + count)
+    return count if fine.all() else int(fine.argmin())
+
+
+def _take(
+    initiator: Initiator, path: Path, run: Run, seq: int, rows: Array, lengths: Array, shortest: int, now: float
+) -> bool:
+    """Book successful answers to copies seq, seq + 1, … of `run`. False: nothing was done."""
+    copies, request, count, step = initiator.copies, run.request, len(rows), run.step
     i = seq & MASK
     j = i + count
-    if seq < 0 or j > len(copies.state) or copies.state.count(FLYING, i, j) != count:
+    if copies.state.count(FLYING, i, j) != count or copies.run[i:j].count(run) != count:
         return False
-    request, flight, step, offset = copies.owner[i], copies.flight[i], copies.length[i], copies.offset[i]
-    if request is None or flight is None or request.done or request.kind > Kind.WRITE:
+    if request.done or request.kind > Kind.WRITE:
         return False
-    last = copies.length[j - 1]
-    total = (count - 1) * step + last
-    if (
-        copies.seq[i:j] != list(range(seq, seq + count))
-        or copies.owner[i:j].count(request) != count
-        or copies.flight[i:j].count(flight) != count
-        or copies.offset[i:j] != list(range(offset, offset + count * step, step))
-        or copies.length[i : j - 1].count(step) != count - 1
-        or request.answered.count(0, offset, offset + total) != total
-    ):
+    offset = run.offset + (seq - run.seq) * step
+    total = min(count * step, run.offset + run.length - offset)
+    if request.answered.count(0, offset, offset + total) != total:
         return False
     if request.kind is Kind.READ:
-        size = step * SECTOR
-        if int(lengths[:-1].min()) < ATA_SIZE + size or int(lengths[-1]) < ATA_SIZE + last * SECTOR:
-            return False
+        size, whole = step * SECTOR, total // step
+        if shortest < _DATA + size:
+            wanted = np.full(count, _DATA + size)
+            wanted[whole:] = _DATA + (total - whole * step) * SECTOR
+            if (lengths < wanted).any():
+                return False
         data = np.frombuffer(request.data, np.uint8)  # type: ignore[arg-type]
-        at, whole = offset * SECTOR, count if last == step else count - 1
-        data[at : at + whole * size].reshape(whole, size)[:] = rows[:whole, ATA_SIZE : ATA_SIZE + size]
-        if whole < count:
-            rest = data[at + whole * size : (offset + total) * SECTOR]
-            rest[:] = rows[whole, ATA_SIZE : ATA_SIZE + last * SECTOR]
+        at, end = offset * SECTOR, (offset + total) * SECTOR
+        middle = at + whole * size
+        if whole:
+            data[at:middle].reshape(whole, size)[:] = rows[:whole, _DATA : _DATA + size]
+        if middle < end:
+            data[middle:end] = rows[whole, _DATA : _DATA + end - middle]
         del data  # the last reference to the client's buffer but the request's own
     request.answered[offset : offset + total] = b"\1" * total
     request.left -= total
-    sent = copies.sent[j - 1]
-    copies.free_run(i, j)
-    initiator.answered_run(path, flight, request, seq, count, sent, step, now)
+    initiator.answered_run(path, run, seq + count - 1, count, now)
     return True

@@ -3,7 +3,7 @@
 
 A tag per copy, because only that tells a late answer from a prompt one, and a ghost from the living. Copies are numbered
 by a sequence that starts somewhere unpredictable; the tag is the low 31 bits of that number under bit 31, which marks
-userland tags. The table is a ring of parallel columns, so that a run of copies is written as slices.
+userland tags. Copies that were sent in a row are one `Run`; the table is a ring with each copy's state and run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ..wire.codes import USER_TAG
 
 if TYPE_CHECKING:
     from .flight import Flight
+    from .path import Path
     from .request import Request
 
 SIZE = 1 << 16
@@ -35,35 +36,77 @@ def tag_of(seq: int) -> int:
     return USER_TAG | seq & _LOW
 
 
+class Run:
+    """Copies seq .. seq + count - 1, sent one after the other by one path at time `sent` (s).
+
+    They cover `length` units of the request from `offset` on: `step` each, the last one what is left. All of them are
+    at indices seq & MASK and following of the table, which no run crosses the end of.
+    """
+
+    __slots__ = ("count", "flight", "flying", "length", "offset", "path", "request", "sent", "seq", "step")
+
+    def __init__(
+        self,
+        path: Path,
+        flight: Flight,
+        request: Request,
+        seq: int,
+        count: int,
+        offset: int,
+        length: int,
+        step: int,
+        sent: float,
+    ) -> None:
+        self.path, self.flight, self.request = path, flight, request
+        self.seq, self.count, self.offset, self.length, self.step = seq, count, offset, length, step
+        self.sent = sent
+        self.flying = count  # how many of them are in state FLYING
+
+    def part(self, seq: int) -> tuple[int, int]:
+        """(offset, length) in the request of copy `seq`."""
+        start = (seq - self.seq) * self.step
+        return self.offset + start, min(self.step, self.length - start)
+
+
 class Copies:
     """The ring. Index of a copy: its number modulo SIZE, which is also its tag modulo SIZE."""
 
     def __init__(self, start: int) -> None:
         self.next = start if start & _LOW != _LOW else start + 1
         self.state = bytearray(SIZE)
-        self.seq = [0] * SIZE
-        self.owner: list[Request | None] = [None] * SIZE
-        self.offset = [0] * SIZE
-        self.length = [0] * SIZE
-        self.sent = [0.0] * SIZE
-        self.flight: list[Flight | None] = [None] * SIZE
+        self.run: list[Run | None] = [None] * SIZE
 
     def find(self, tag: int) -> int:
         """The number of the copy that has this tag, or -1."""
         i = tag & MASK
-        seq = self.seq[i]
-        return seq if self.state[i] and tag == tag_of(seq) else -1
+        run = self.run[i]
+        if run is None or not self.state[i]:
+            return -1
+        seq = run.seq + i - (run.seq & MASK)
+        return seq if tag == USER_TAG | seq & _LOW else -1
 
-    def run(self, most: int, gone: float = float("-inf")) -> int:
+    def owner(self, seq: int) -> Run:
+        """The run that copy `seq`, which `find` or a flight has named, belongs to."""
+        run = self.run[seq & MASK]
+        assert run is not None
+        return run
+
+    def holds(self, seq: int, run: Run) -> bool:
+        """Whether the place of copy `seq` of `run` is still its own."""
+        return self.run[seq & MASK] is run
+
+    def room(self, most: int, gone: float = float("-inf")) -> int:
         """How many copies in a row, 1 to `most`, may be numbered from `next` on. Skips numbers that are taken.
 
         A lost copy that was sent by `gone`, so that it cannot arrive any more, gives its place up.
         """
         while self.next & _LOW == _LOW or not self._open(self.next & MASK, gone):
             self.next += 1
+        if most == 1:
+            return 1
         i = self.next & MASK
         most = min(most, SIZE - i, _LOW - (self.next & _LOW))
-        if most == 1 or self.state.count(0, i, i + most) == most:
+        if self.state.count(FREE, i, i + most) == most:
             return most
         n = 1
         while n < most and self._open(i + n, gone):
@@ -72,36 +115,32 @@ class Copies:
 
     def _open(self, i: int, gone: float) -> bool:
         state = self.state[i]
-        return state in _UNUSED or (state in (LOST, PROBED) and self.sent[i] <= gone)
+        if state in _UNUSED:
+            return True
+        run = self.run[i]
+        return state in (LOST, PROBED) and run is not None and run.sent <= gone
 
-    def add(self, request: Request, offset: int, length: int, step: int, count: int, flight: Flight, now: float) -> int:
-        """Number `count` copies (as `run` allowed) of units [offset, offset + length), `step` a copy. Returns the first."""
-        seq = self.next
-        i = seq & MASK
+    def add(self, run: Run) -> None:
+        """Enter a run, whose copies are numbered from `next` on, as many as `room` allowed."""
+        i, count = self.next & MASK, run.count
         if count == 1:
             self.state[i] = FLYING
-            self.seq[i], self.owner[i], self.sent[i], self.flight[i] = seq, request, now, flight
-            self.offset[i], self.length[i] = offset, length
+            self.run[i] = run
         else:
-            j = i + count
-            self.state[i:j] = bytes((FLYING,)) * count
-            self.seq[i:j] = range(seq, seq + count)
-            self.owner[i:j] = [request] * count
-            self.sent[i:j] = [now] * count
-            self.flight[i:j] = [flight] * count
-            self.offset[i:j] = range(offset, offset + count * step, step)
-            self.length[i:j] = [step] * (count - 1) + [length - (count - 1) * step]
-        self.next = seq + count
-        return seq
+            self.state[i : i + count] = _FLYING[:count]
+            self.run[i : i + count] = [run] * count
+        self.next += count
 
     def free_run(self, i: int, j: int) -> None:
         """Forget the copies at indices i .. j - 1."""
         self.state[i:j] = bytes(j - i)
-        self.owner[i:j] = [None] * (j - i)
-        self.flight[i:j] = [None] * (j - i)
+        self.run[i:j] = [None] * (j - i)
 
     def free(self, seq: int) -> None:
         """Forget a copy."""
         i = seq & MASK
         self.state[i] = FREE
-        self.owner[i] = self.flight[i] = None
+        self.run[i] = None
+
+
+_FLYING = bytes((FLYING,)) * SIZE

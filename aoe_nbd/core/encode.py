@@ -16,13 +16,16 @@ from ..wire.frames import (
     FORMS,
     TRIM_FEATURE,
     Config,
+    Taskfile,
     build_request,
     build_trim,
     taskfile,
 )
-from .copies import tag_of
-from .initiator import Initiator, Run
+from .copies import Run, tag_of
+from .initiator import Initiator
 from .request import Kind
+
+ROW = 64  # bytes from one header to the next in an array of them
 
 _PADDED = struct.Struct(f"{ATA_FRAME.format}{MIN_FRAME - ATA_SIZE}x")
 _TAG, _COUNT, _LBA = (ATA_DTYPE.fields[name][1] for name in ("tag", "count", "lba"))  # type: ignore[index]
@@ -31,30 +34,25 @@ _INDEX = np.arange(1024, dtype=np.int64)
 
 def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memoryview | None]:
     """Frame `index` of `run`: its header (padded, where that is the whole frame), and its payload if it carries one."""
-    path, request, seq, _, offset, length, step = run
-    address, tag = initiator.address, tag_of(seq + index)
-    if request.kind is Kind.QUERY:
-        return build_request(path.remote, path.local, address.shelf, address.slot, tag, Config()), None
-    opcode = Ata(initiator.opcode(request))
-    if request.kind is Kind.TRIM:
-        registers = taskfile(opcode, count=1, feature=TRIM_FEATURE)
-        data = build_trim(request.lba, request.count)
-        return build_request(path.remote, path.local, address.shelf, address.slot, tag, registers, data), None
-    if request.kind is Kind.PROBE_REQUEST:
-        padding = bytes(request.count * SECTOR)
-        return build_request(path.remote, path.local, address.shelf, address.slot, tag, taskfile(opcode), padding), None
-    if request.kind is Kind.PROBE_REPLY:
-        registers = taskfile(opcode, 0, request.count)
-        return build_request(path.remote, path.local, address.shelf, address.slot, tag, registers), None
+    request, path = run.request, run.path
     if request.kind > Kind.WRITE:
-        return build_request(path.remote, path.local, address.shelf, address.slot, tag, taskfile(opcode)), None
-    start = offset + index * step
-    size = min(step, offset + length - start)
-    form = FORMS[opcode]
-    lba = (request.lba + start | form.base).to_bytes(6, "little")
+        return _question(initiator, run, index), None
+    start = run.offset + index * run.step
+    size = min(run.step, run.offset + run.length - start)
+    opcode = initiator.opcode(request)
+    form = FORMS[opcode]  # type: ignore[index]
     fields = (
-        *(path.remote, path.local, ETHERTYPE, AOE_VERSION << 4, 0, *address, Command.ATA, tag),
-        *(form.flags, 0, size, opcode, lba, 0),
+        *(
+            path.remote,
+            path.local,
+            ETHERTYPE,
+            AOE_VERSION << 4,
+            0,
+            *initiator.address,
+            Command.ATA,
+            tag_of(run.seq + index),
+        ),
+        *(form.flags, 0, size, opcode, (request.lba + start | form.base).to_bytes(6, "little"), 0),
     )
     if request.kind is Kind.READ:
         return _PADDED.pack(*fields), None
@@ -62,15 +60,61 @@ def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memory
     return ATA_FRAME.pack(*fields), request.data[start * SECTOR : (start + size) * SECTOR]
 
 
-def headers(initiator: Initiator, run: Run) -> np.ndarray[Any, Any]:
-    """The headers of all frames of a READ or WRITE run, one a row: 60 bytes (padded) of a READ, 36 of a WRITE."""
-    _, request, seq, count, offset, length, step = run
-    first, _ = frame(initiator, run)
-    rows = np.empty((count, len(first)), np.uint8)
-    rows[:] = np.frombuffer(first, np.uint8)
-    index = _INDEX[:count] if count <= len(_INDEX) else np.arange(count, dtype=np.int64)
-    rows[:, _TAG : _TAG + 4] = (index + tag_of(seq)).astype(">u4").view(np.uint8).reshape(count, 4)
-    lba = index * step + (request.lba + offset | FORMS[Ata(initiator.opcode(request))].base)
-    rows[:, _LBA : _LBA + 6] = lba.astype("<i8").view(np.uint8).reshape(count, 8)[:, :6]
-    rows[count - 1, _COUNT] = length - (count - 1) * step
-    return rows
+def _question(initiator: Initiator, run: Run, index: int) -> bytes:
+    """The whole frame of a command that is not about a range of sectors."""
+    request, path = run.request, run.path
+    arg: Config | Taskfile
+    data = b""
+    if request.kind is Kind.QUERY:
+        arg = Config()
+    elif request.kind is Kind.TRIM:
+        arg = taskfile(Ata.DATA_SET_MANAGEMENT, count=1, feature=TRIM_FEATURE)
+        data = build_trim(request.lba, request.count)
+    elif request.kind is Kind.PROBE_REPLY:
+        arg = taskfile(Ata(initiator.opcode(request)), 0, request.count)
+    else:
+        arg = taskfile(Ata(initiator.opcode(request)))
+        if request.kind is Kind.PROBE_REQUEST:
+            data = bytes(request.count * SECTOR)
+    return build_request(path.remote, path.local, *initiator.address, tag_of(run.seq + index), arg, data)
+
+
+class Headers:
+    """Headers of a run, made as arrays in memory that is used again and again: rows of ROW bytes.
+
+    Successive runs mostly differ in tags and LBAs only; all else is written only when it changes.
+    """
+
+    def __init__(self, rows: np.ndarray[Any, Any]) -> None:
+        """`rows` is a C-contiguous array of n x ROW bytes."""
+        self.rows = rows
+        self._tags = rows[:, _TAG : _TAG + 4].view(">u4")[:, 0]
+        self._lbas = rows[:, _LBA : _LBA + 8].view("<u8")[:, 0]  # and the reserved field behind, which is zero
+        self._counts = rows[:, _COUNT]
+        self._alike: tuple[object, ...] = ()  # what the rows have in common
+        self._odd = 0  # the row that carries fewer sectors than the others
+
+    def fill(self, initiator: Initiator, run: Run, first: int, count: int) -> int:
+        """Write frames first .. first + count - 1 of a READ or WRITE run to the rows from 0 on.
+
+        Returns the size of each: 60 bytes (padded) of a READ, 36 of a WRITE.
+        """
+        request, path, step = run.request, run.path, run.step
+        opcode = initiator.opcode(request)
+        alike = (path.remote, path.local, initiator.address, opcode, step)
+        if alike != self._alike:
+            self._alike = alike
+            header, _ = frame(initiator, run)
+            self.rows[:, : len(header)] = np.frombuffer(header, np.uint8)
+            self._counts[:] = step
+        elif self._counts[self._odd] != step:
+            self._counts[self._odd] = step
+        start = run.offset + first * step
+        index = _INDEX[:count]
+        self._tags[:count] = index + tag_of(run.seq + first)
+        self._lbas[:count] = index * step + (request.lba + start | FORMS[opcode].base)  # type: ignore[index]
+        short = run.offset + run.length - (start + (count - 1) * step)
+        if short < step:
+            self._odd = count - 1
+            self._counts[self._odd] = short
+        return MIN_FRAME if request.kind is Kind.READ else ATA_SIZE

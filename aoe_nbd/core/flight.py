@@ -26,7 +26,7 @@ from .constants import (
     RTO_MAX,
     RTO_MAX_FLUSH,
 )
-from .copies import FLYING, MASK, Copies
+from .copies import FLYING, MASK, Copies, Run
 from .rtt import Rtt
 
 FOREVER = float("inf")
@@ -60,29 +60,39 @@ class Flight:
         self.probes = 0  # sent since something was answered
         self._reorder = 0.0  # what false alarms have added to the reorder window
         self._calm = 0.0  # when the last of them was, or the window last shrank
-        self._order: deque[int] = deque()
+        self._order: deque[Run] = deque()
         self._copies = copies
         self._rng = rng
         self._jitter = 1.0
         self.histogram = [0] * 32  # answers by the number of bits of their round trip in µs
+        self.total = 0.0  # s: the sum of all round trips
         self.given_up = 0  # copies that were counted as lost, or replaced by a tail probe
         self.given_up_answered = 0  # of these: were answered after all
 
-    def sent(self, seq: int, count: int, now: float) -> None:
-        """Copies seq .. seq + count - 1 went out."""
-        if count == 1:
-            self._order.append(seq)
-        else:
-            self._order.extend(range(seq, seq + count))
+    def sent(self, run: Run) -> None:
+        """The copies of `run` went out."""
+        order = self._order
+        while order and not order[0].flying:
+            order.popleft()
+        order.append(run)
         if not self.count:
             self._jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
-        self.count += count
-        self.moved = now
+        self.count += run.count
+        run.path.outstanding += run.count
+        self.moved = run.sent
 
-    def answered(self, seq: int, sent: float, now: float, count: int = 1) -> None:
-        """Copy `seq` was answered in time, and with it the `count` - 1 copies before it."""
+    def gone(self, run: Run, count: int = 1) -> None:
+        """So many copies of `run` are not FLYING any more."""
+        run.flying -= count
         self.count -= count
-        self._sample(now - sent, now, count)
+        run.path.outstanding -= count
+
+    def answered(self, run: Run, seq: int, now: float, count: int = 1) -> None:
+        """Copy `seq` of `run` was answered in time, and with it the `count` - 1 copies before it."""
+        run.flying -= count
+        self.count -= count
+        run.path.outstanding -= count
+        self._sample(now - run.sent, now, count)
         if seq > self.newest:
             self.newest = seq
         self.moved = self.heard = now
@@ -104,6 +114,7 @@ class Flight:
     def _sample(self, rtt: float, now: float, count: int = 1) -> None:
         self.rtt.sample(rtt, now)
         self.histogram[min(31, int(rtt * 1e6).bit_length())] += count
+        self.total += rtt * count
 
     def percentile(self, share: float) -> float:
         """A round trip, in seconds, that this `share` of all answers did not exceed, to the next power of two; 0 without any."""
@@ -129,20 +140,28 @@ class Flight:
         """How long after its sending an overtaken copy counts as lost."""
         return self.rtt.srtt + self.reorder
 
+    def _flying(self, run: Run) -> list[int]:
+        """The copies of `run` that are under way, oldest first."""
+        state, place, first = self._copies.state, self._copies.run, run.seq
+        i = first & MASK
+        return [first + k for k in range(run.count) if state[i + k] == FLYING and place[i + k] is run]
+
     def head(self) -> int:
         """The oldest copy under way, or -1."""
-        order, state, number = self._order, self._copies.state, self._copies.seq
+        order = self._order
         while order:
-            i = order[0] & MASK
-            if state[i] == FLYING and number[i] == order[0]:
-                return order[0]
+            run = order[0]
+            if run.flying:
+                i = run.seq & MASK
+                if self._copies.state[i] == FLYING and self._copies.run[i] is run:
+                    return run.seq
+                return self._flying(run)[0]
             order.popleft()
         return -1
 
     def members(self) -> list[int]:
         """All copies under way, oldest first."""
-        state, number = self._copies.state, self._copies.seq
-        return [s for s in self._order if state[s & MASK] == FLYING and number[s & MASK] == s]
+        return [seq for run in self._order if run.flying for seq in self._flying(run)]
 
     def overtaken(self, now: float) -> list[int]:
         """Copies that later ones overtook by more than the reorder window: lost."""
@@ -152,14 +171,12 @@ class Flight:
             return lost  # they differ in size, and so in how long they take
         if self.newest < 0 or self.newest < self.head():
             return lost
-        state, number, sent = self._copies.state, self._copies.seq, self._copies.sent
-        for seq in self._order:
-            i = seq & MASK
-            if state[i] != FLYING or number[i] != seq:
+        for run in self._order:
+            if not run.flying:
                 continue
-            if seq > self.newest or sent[i] + patience > now:
+            if run.seq > self.newest or run.sent + patience > now:
                 break
-            lost.append(seq)
+            lost += [seq for seq in self._flying(run) if seq <= self.newest]
         return lost
 
     @property
@@ -183,5 +200,5 @@ class Flight:
         wait = self.probe_after
         at = self.moved + (wait if wait < FOREVER else self.rto)
         if head < self.newest and self.kind is not Class.PROBE:
-            at = min(at, self._copies.sent[head & MASK] + self.patience)
+            at = min(at, self._order[0].sent + self.patience)
         return at

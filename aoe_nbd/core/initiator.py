@@ -23,13 +23,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..wire.address import Address
-from ..wire.codes import ERROR, ETHERTYPE, RESPONSE, SECTOR, AoeError, Ata, Command
-from ..wire.frames import ATA_FRAME, ATA_SIZE, HEADER, HEADER_SIZE, Config, FrameError
+from ..wire.codes import ERROR, ETHERTYPE, FAILED, RESPONSE, SECTOR, AoeError, Ata, Command
+from ..wire.frames import ATA_DTYPE, ATA_SIZE, HEADER, HEADER_SIZE, Config, FrameError
 from ..wire.identify import SIZE as IDENTIFY_SIZE
 from ..wire.identify import Identify
 from .constants import (
     DEAD_AFTER,
     KEEPALIVE,
+    PROBE_MIN,
     PROBE_OUT_FIRST,
     PROBE_OUT_MOST,
     PROBE_STRANGER,
@@ -38,28 +39,16 @@ from .constants import (
     RESENDS_AT_ONCE,
     STRIKES_OUT,
 )
-from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies
+from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies, Run
 from .flight import FOREVER, Class, Flight
 from .lock import IntervalLock, Range
 from .path import Path, PathState
-from .reply import aoe_refusal, ata_verdict
+from .reply import OK, aoe_refusal, ata_verdict
 from .request import CHANGES, RANGED, Kind, Request
 
 # What an older process's last writes must not come between: writing, and reading in order to write.
 _AFTER_QUARANTINE = CHANGES | {Kind.LOCK}
 _SIZE_PROBES = {Kind.PROBE_REPLY: Kind.READ, Kind.PROBE_REQUEST: Kind.WRITE}
-
-
-class Run(NamedTuple):
-    """Frames to send one after the other by one path: copies seq .. of `length` units from `offset`, `step` a frame."""
-
-    path: Path
-    request: Request
-    seq: int
-    count: int  # type: ignore[assignment]
-    offset: int
-    length: int
-    step: int
 
 
 class Event(NamedTuple):
@@ -85,6 +74,8 @@ class OnDead:
             return "hold"
         return "fail" if self.after == DEAD_AFTER else f"fail-after={self.after:g}"
 
+
+_REGISTER, _STATUS = ATA_DTYPE.fields["error_feature"][1], ATA_DTYPE.fields["command_status"][1]  # type: ignore[index]
 
 HOLD = OnDead()
 FAIL = OnDead(DEAD_AFTER)
@@ -139,6 +130,8 @@ class Initiator:
         self._ghost_ends: list[tuple[float, int]] = []  # heap
         self._pending: dict[int, Request] = {}  # all that are not done, by id
         self._window_full = False
+        self._timer = FOREVER  # a time at or before the one at which `tick` has something to do, and
+        self._timer_stale = True  # whether that must be found out anew
         # Another process of this host may have died with writes on the wire: none of ours before those are gone.
         self._writes_from = now + quarantine
         self._early: list[Request] = []  # writes that wait for that
@@ -155,12 +148,14 @@ class Initiator:
         if known:
             return known
         path = Path(link, local, remote, mtu, config, self.cap, self.copies, self._rng, now)
+        self._timer_stale = True
         self.paths.append(path)
         self._by_source[link, remote] = path
         return path
 
     def link_changed(self, link: str, local: bytes, mtu: int, up: bool, now: float) -> None:
         """Our interface has this MAC, MTU and carrier from now on."""
+        self._timer_stale = True
         for path in self.paths:
             if path.link != link:
                 continue
@@ -177,7 +172,7 @@ class Initiator:
     @property
     def up(self) -> bool:
         """Whether some path carries requests now."""
-        return any(path.up for path in self.paths)
+        return PathState.UP in [path.state for path in self.paths]
 
     @property
     def dead(self) -> bool:
@@ -196,9 +191,12 @@ class Initiator:
 
     def outstanding(self) -> int:
         """Copies under way by all paths. A question to a path that is not up does not count: perhaps nobody is there."""
-        return sum(
-            path.outstanding if path.up else path.outstanding - path.flights[Class.CONTROL].count for path in self.paths
-        )
+        used = 0
+        for path in self.paths:
+            used += path.outstanding
+            if path.state is not PathState.UP:
+                used -= path.flights[Class.CONTROL].count
+        return used
 
     @property
     def ghosts(self) -> int:
@@ -213,6 +211,7 @@ class Initiator:
     def _take_out(self, path: Path, state: PathState, now: float, why: str) -> None:
         """`path` carries nothing for now: what is under way there goes elsewhere, or waits."""
         was_up = path.up
+        self._timer_stale = True
         path.state = state
         path.next_probe, path.probe_interval = now + PROBE_OUT_FIRST, PROBE_OUT_FIRST
         if state is PathState.STRANGER:
@@ -230,6 +229,7 @@ class Initiator:
         if path.up:
             return
         path.state = PathState.UP
+        self._timer_stale = True
         path.next_probe = now + KEEPALIVE
         path.sizes.restart(now)
         path.strikes = 0
@@ -242,6 +242,7 @@ class Initiator:
         self._alive = now
         if self._dead:
             self._dead = False
+            self._timer_stale = True
             self._tell("alive", f"{self.address} answers again")
 
     def _tell(self, what: str, text: str) -> None:
@@ -259,8 +260,10 @@ class Initiator:
             self.counters["held_quiesced"] += 1
             self._parked.append(request)
             return
-        if not self._pending and self.up:
-            self._alive = now  # the target owes no answer for the time in which nobody asked
+        if not self._pending:
+            if self.up:
+                self._alive = now  # the target owes no answer for the time in which nobody asked
+            self._timer = min(self._timer, self._alive + self.on_dead.limit)
         self._pending[id(request)] = request
         if self._dead and self.on_dead.after is not None:
             self._fail(request, errno.EIO, "target does not answer", now)
@@ -290,6 +293,7 @@ class Initiator:
             return
         if now < self._writes_from and request.kind in _AFTER_QUARANTINE:
             self.counters["held_quarantine"] += 1
+            self._timer_stale = True
             self._early.append(request)
         elif request.kind is Kind.LOCK:
             self._locks += 1
@@ -326,6 +330,7 @@ class Initiator:
     def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:
         """Have a question put to `path`: who it is, its configuration, or whether frames of `count` sectors get through."""
         asked = (q.path is path and q.kind is kind and q.count == count for q in self._control)
+        self._timer_stale = True
         if not any(asked):  # one that waits will do
             self._control.append(Request(kind, count=count, path=path))
 
@@ -343,10 +348,14 @@ class Initiator:
         for path in self.paths:
             if path.hold_until and path.hold_until <= now:
                 path.hold_until = 0.0
-            if path.up and not path.hold_until:
+            if path.hold_until:
+                self._timer_stale = True
+            elif path.state is PathState.UP:
                 carriers.append(path)
         if not carriers:
             return runs
+        if self._again:
+            self._timer_stale = True
         room = self._buffers() - self.outstanding()
         while room > 0:
             again = bool(self._again and self._again[0][0] <= now)
@@ -381,7 +390,11 @@ class Initiator:
 
     def _buffers(self) -> int:
         """Frames that the target can take at once. Its paths share them."""
-        return max((path.buffers for path in self.paths if path.up), default=1)
+        most = 1
+        for path in self.paths:
+            if path.state is PathState.UP and path.buffers > most:
+                most = path.buffers
+        return most
 
     @staticmethod
     def _choose(carriers: list[Path], kind: Kind, now: float) -> Path | None:
@@ -433,36 +446,38 @@ class Initiator:
         self, runs: list[Run], path: Path, request: Request, offset: int, length: int, step: int, now: float
     ) -> int:
         """Number the copies of units [offset, offset + length) and have them sent, as far as one run goes."""
-        wanted = -(-length // step)
-        count = self.copies.run(wanted, now - self.quarantine)
-        length = min(length, count * step)
-        flight = path.by_kind[request.kind]
-        seq = self.copies.add(request, offset, length, step, count, flight, now)
-        flight.sent(seq, count, now)
+        copies, flight = self.copies, path.by_kind[request.kind]
+        count = -(-length // step)
+        allowed = copies.room(count, now - self.quarantine)
+        if allowed < count:
+            count, length = allowed, allowed * step
+        run = Run(path, flight, request, copies.next, count, offset, length, step, now)
+        first = not flight.count
+        copies.add(run)
+        flight.sent(run)
+        if first and self._timer > now + PROBE_MIN:  # the least that a flight waits before anything must be done
+            self._timer = min(self._timer, flight.timer())
         self.counters["sent"] += count
-        runs.append(Run(path, request, seq, count, offset, length, step))
+        runs.append(run)
         return count
 
     def unsent(self, run: Run, sent: int, reason: str, now: float) -> None:
         """Only the first `sent` frames of `run` left the host; the others are to be sent again a moment later."""
+        self._timer_stale = True
         self.counters[f"send_failed_{reason}"] += run.count - sent
-        flight = run.path.by_kind[run.request.kind]
+        run.flight.gone(run, run.count - sent)
         for seq in range(run.seq + sent, run.seq + run.count):
-            i = seq & MASK
-            offset, length = self.copies.offset[i], self.copies.length[i]
-            flight.count -= 1
             self.copies.free(seq)
             if run.request.path is None and not run.request.done:
-                self._requeue(run.request, offset, length, now)
+                self._requeue(run.request, *run.part(seq), now)
         if run.request.path is not None:
             self._control_lost(run.request, now + 1e-3)
         run.path.hold_until = now + 1e-3
 
-    def left_late(self, run: Run, sent: int, now: float) -> None:
-        """The first `sent` frames of `run` left the host only now, for it was held up: they are as young as that."""
-        for seq in range(run.seq, run.seq + sent):
-            self.copies.sent[seq & MASK] = now
-        run.path.by_kind[run.request.kind].moved = now
+    def left_late(self, run: Run, now: float) -> None:
+        """The frames of `run` left the host only now, for it was held up: they are as young as that."""
+        self._timer_stale = True
+        run.sent = run.flight.moved = now
 
     # -- answers in --------------------------------------------------------------------------------------------------
 
@@ -489,10 +504,8 @@ class Initiator:
         seq = self.copies.find(tag)
         if seq < 0:
             return self._drop("tag")
-        i = seq & MASK
-        copies = self.copies
-        request, flight, length = copies.owner[i], copies.flight[i], copies.length[i]
-        assert request is not None and flight is not None
+        run = self.copies.owner(seq)
+        request = run.request
         if request.path is not None:
             if path is not request.path:  # who answers for another must not lend it his identity
                 return self._drop("path")
@@ -500,22 +513,21 @@ class Initiator:
             return self._drop("stranger")
         if command != (Command.CONFIG if request.kind is Kind.QUERY else Command.ATA):
             return self._drop("command")
+        offset, length = run.part(seq)
         if flags & ERROR:
-            self._answered(seq, path, now)
-            return self._refused(request, path, copies.offset[i], length, error, now)
+            self._answered(seq, run, path, now)
+            return self._refused(request, path, offset, length, error, now)
         if request.kind is Kind.QUERY:
             try:
                 config = Config.parse(frame)
             except FrameError as problem:
                 return self._drop(problem.reason)
-            self._answered(seq, path, now)
+            self._answered(seq, run, path, now)
             return self._configured(request, path, config, now)
         if size < ATA_SIZE:
             return self._drop("short")
-        fields = ATA_FRAME.unpack_from(frame)
-        status, register = fields[12], fields[10]
-        opcode = self.opcode(request)
-        verdict = ata_verdict(request.kind, opcode, status, register)
+        register, status = frame[_REGISTER], frame[_STATUS]
+        verdict = ata_verdict(request.kind, self.opcode(request), status, register) if status & FAILED else OK
         if not verdict.error:
             if request.kind is Kind.READ:
                 wanted = length * SECTOR
@@ -525,15 +537,14 @@ class Initiator:
                 wanted = IDENTIFY_SIZE if request.kind in (Kind.IDENTIFY, Kind.PROBE_REQUEST) else 0
             if size < ATA_SIZE + wanted:
                 return self._drop("runt")
-        self._answered(seq, path, now)
+        self._answered(seq, run, path, now)
         if verdict.error:
             self.counters[f"ata_error_{status:02x}_{register:02x}"] += 1
             if request.kind <= Kind.WRITE and length > path.sizes.most and not request.done:
                 # ggaoed and kvblade abort what is too long for them; we have heard of the new limit meanwhile.
                 self.counters["split_smaller"] += 1
-                return self._requeue(request, copies.offset[i], length, now)
+                return self._requeue(request, offset, length, now)
             return self._fail(request, verdict.error, verdict.reason, now)
-        offset = copies.offset[i]
         fresh = request.answered.count(0, offset, offset + length)
         if request.done or not fresh:
             self.counters["spurious"] += 1
@@ -565,53 +576,68 @@ class Initiator:
         """The path by which frames come from MAC `source` on `link`."""
         return self._by_source.get((link, source))
 
-    def answered_run(
-        self, path: Path, flight: Flight, request: Request, seq: int, count: int, sent: float, step: int, now: float
-    ) -> None:
-        """Book `count` prompt answers to one request, whose data are in place (see `batch`)."""
-        path.heard = now
-        path.strikes = 0
-        if path.up:
-            self._heard(now)
-        flight.answered(seq + count - 1, sent, now, count)
-        if self._window_full:
-            path.window.answered(flight.rtt, count)
-        path.window.settled(seq + count - 1)
-        path.sizes.answered(request.kind, step, seq + count - 1)
+    def answered_run(self, path: Path, run: Run, seq: int, count: int, now: float) -> None:
+        """Book the prompt answers, which came by `path`, to copy `seq` of `run` and the `count` - 1 before it.
+
+        Their data are in place (see `batch`), and the places of the copies are still theirs.
+        """
+        i = (seq & MASK) + 1
+        self._heard_promptly(path, run, seq, count, now)
+        self.copies.free_run(i - count, i)
+        request = run.request
+        path.sizes.answered(request.kind, min(run.step, run.length), seq)
         if path.state is PathState.OUT and path.verified:
             self._come_up(path, now)
         if not request.left:
             self._finish(request, now)
 
-    def _answered(self, seq: int, path: Path, now: float) -> None:
-        """Book the answer to a copy, in time or late, and let its ghost go."""
-        copies = self.copies
-        i = seq & MASK
-        state, flight, sent = copies.state[i], copies.flight[i], copies.sent[i]
-        request = copies.owner[i]
-        assert flight is not None and request is not None
+    def _heard_promptly(self, path: Path, run: Run, seq: int, count: int, now: float) -> None:
+        """Copy `seq` of `run`, and the `count` - 1 copies before it, were answered while they were under way."""
         path.heard = now
         path.strikes = 0
-        if path.up:
+        if path.state is PathState.UP:
             self._heard(now)
+        flight = run.flight
+        if (
+            self.copies.state[(seq - count) & MASK] == FLYING  # it has overtaken another
+            or flight.backoff
+            or flight.probes
+            or not flight.rtt.srtt
+        ):
+            self._timer_stale = True  # something may have to be done sooner than was thought
+        flight.answered(run, seq, now, count)
+        window = path.window
+        if self._window_full:
+            window.answered(flight.rtt, count)
+        window.settled(seq)
+
+    def _answered(self, seq: int, run: Run, path: Path, now: float) -> None:
+        """Book the answer to a copy, in time or late, and let its ghost go."""
+        state = self.copies.state[seq & MASK]
         if state == FLYING:
-            flight.answered(seq, sent, now)
-            if self._window_full:
-                path.window.answered(flight.rtt)
-            path.window.settled(seq)
-        elif state == PROBED:
-            self.counters["probes_needless"] += 1
-            flight.late(seq, sent, now)
+            self._heard_promptly(path, run, seq, 1, now)
         else:
-            self.counters["late"] += 1
-            flight.late(seq, sent, now)
-            flight.false_alarm(now)
-            path.window.undo()
-        if path.state is PathState.OUT and path.verified and request.path is None:
+            self._heard_late(path, run, seq, state, now)
+        if path.state is PathState.OUT and path.verified and run.request.path is None:
             self._come_up(path, now)  # it knows a tag of ours from before: it is the target that we knew
         if seq in self._ghosts:
             self._let_go(seq, now)
-        copies.free(seq)
+        self.copies.free(seq)
+
+    def _heard_late(self, path: Path, run: Run, seq: int, state: int, now: float) -> None:
+        """Copy `seq` of `run` was answered after it had been given up."""
+        self._timer_stale = True
+        path.heard = now
+        path.strikes = 0
+        if path.state is PathState.UP:
+            self._heard(now)
+        run.flight.late(seq, run.sent, now)
+        if state == PROBED:
+            self.counters["probes_needless"] += 1
+        else:
+            self.counters["late"] += 1
+            run.flight.false_alarm(now)
+            path.window.undo()
 
     def _refused(self, request: Request, path: Path, offset: int, length: int, code: int, now: float) -> None:
         self.counters[f"aoe_error_{code}"] += 1
@@ -640,6 +666,7 @@ class Initiator:
         except FrameError as problem:
             return self._drop(problem.reason)
         self.counters["announced"] += 1
+        self._timer_stale = True
         if path is None:
             if not self.learn_paths or self.identify is None or len(self.paths) >= 64 or source[0] & 1:
                 return self._drop("source")  # before our disk is known, this might be taken for it
@@ -658,11 +685,13 @@ class Initiator:
 
     def _configured(self, request: Request, path: Path, config: Config, now: float) -> None:
         path.configured(config, now)
+        self._timer_stale = True
         request.left = 0
         self._finish(request, now)
 
     def _identified(self, path: Path, data: bytes, now: float) -> None:
         """A path's IDENTIFY has come: pin the first, compare all others, notice growth, refuse shrinkage."""
+        self._timer_stale = True
         found = Identify.parse(data)
         pinned = self.identify
         if pinned is None:
@@ -719,7 +748,7 @@ class Initiator:
             for path in self.paths
             for flight in path.flights.values()
             for seq in flight.members()
-            if self.copies.owner[seq & MASK] is request
+            if self.copies.owner(seq).request is request
         ]
         self._settle(request, request.resent + alive, now)
         self._complete(request)
@@ -729,21 +758,25 @@ class Initiator:
         table = self.copies
         for seq in dict.fromkeys(copies):
             i = seq & MASK
-            if table.seq[i] != seq or table.owner[i] is not request or table.state[i] not in (FLYING, LOST, PROBED):
+            run, state = table.run[i], table.state[i]
+            if run is None or run.request is not request or not run.seq <= seq < run.seq + run.count:
+                continue
+            if state not in (FLYING, LOST, PROBED):
                 continue
             if request.kind in CHANGES:
                 if request.kind is Kind.WRITE:
-                    start = request.lba + table.offset[i]
-                    ghost = Range(start, start + table.length[i], False)
+                    offset, length = run.part(seq)
+                    ghost = Range(request.lba + offset, request.lba + offset + length, False)
                 else:
                     ghost = Range(request.lba, request.lba + request.count, False)
                 ghosts.append(ghost)
                 self._ghosts[seq] = ghost
-                heapq.heappush(self._ghost_ends, (table.sent[i] + self.quarantine, seq))
-                if table.state[i] != FLYING:
+                heapq.heappush(self._ghost_ends, (run.sent + self.quarantine, seq))
+                self._timer_stale = True
+                if state != FLYING:
                     table.state[i] = GHOST
                 self.counters["ghosts"] += 1
-            elif table.state[i] != FLYING:
+            elif state != FLYING:
                 table.state[i] = STALE
         if request.range is not None:
             held, request.range = request.range, None
@@ -787,35 +820,36 @@ class Initiator:
 
     def _requeue(self, request: Request, offset: int, length: int, when: float) -> None:
         self._serial += 1
+        self._timer_stale = True
         heapq.heappush(self._again, (when, self._serial, request, offset, length))
 
     def _lose(self, seq: int, flight: Flight, now: float, at_once: bool = False) -> None:
         """Copy `seq` counts as lost: no longer outstanding, and what it was for is sent again."""
-        table = self.copies
         i = seq & MASK
-        request = table.owner[i]
-        assert request is not None
-        flight.count -= 1
+        run, state = self.copies.owner(seq), self.copies.state
+        request = run.request
+        flight.gone(run)
         flight.given_up += 1
+        self._timer_stale = True
         self.counters["lost"] += 1
         if request.done:
-            table.state[i] = GHOST if seq in self._ghosts else STALE
+            state[i] = GHOST if seq in self._ghosts else STALE
             return
-        table.state[i] = LOST
         if request.path is not None:
-            table.state[i] = STALE
-            alive = request.path.heard > table.sent[i]  # then there is no hurry: it may be too busy for questions
+            state[i] = STALE
+            alive = request.path.heard > run.sent  # then there is no hurry: it may be too busy for questions
             self._control_lost(request, now + PROBE_OUT_MOST if alive else now)
             return
+        state[i] = LOST
         request.resent.append(seq)
-        offset = table.offset[i]
+        offset, length = run.part(seq)
         times = request.losses[offset] = request.losses.get(offset, 0) + 1
         wait = 0.0
         if times > RESENDS_AT_ONCE and not at_once:
             wait = min(flight.rtt.rto * (1 << min(times - RESENDS_AT_ONCE, 8)), flight.rtt.most) * self._rng.uniform(
                 0.9, 1.1
             )
-        self._requeue(request, offset, table.length[i], now + wait)
+        self._requeue(request, offset, length, now + wait)
 
     def _control_lost(self, request: Request, again: float) -> None:
         """A question to one path went unanswered: the path's own schedule asks again, one that is up at time `again`."""
@@ -828,7 +862,17 @@ class Initiator:
     # -- time --------------------------------------------------------------------------------------------------------
 
     def timer(self) -> float:
-        """When `tick` is to be called next, at the latest."""
+        """When `tick` is to be called next, at the latest. It may be for nothing, but not again and again.
+
+        Finding the exact time out anew for every frame would cost more than all else about it. Traffic that goes well
+        only puts deadlines off, so what was found out last holds for as long as nothing else happens.
+        """
+        if self._timer_stale:
+            self._timer_stale = False
+            self._timer = self._next_due()
+        return self._timer
+
+    def _next_due(self) -> float:
         at = FOREVER
         for path in self.paths:
             for flight in path.flights.values():
@@ -853,6 +897,7 @@ class Initiator:
 
     def tick(self, now: float) -> None:
         """Do what is due by `now`. Harmless at any time."""
+        self._timer_stale = True
         for path in self.paths:
             for flight in path.flights.values():
                 if flight.count:
@@ -890,16 +935,16 @@ class Initiator:
         """Nothing moves: send the oldest once more, by which its loss or its neighbours' shows. No window is cut for it."""
         flight.probes += 1
         flight.moved = now
-        i = head & MASK
-        request = self.copies.owner[i]
-        if request is None or request.done or request.path is not None:
+        run = self.copies.owner(head)
+        request = run.request
+        if request.done or request.path is not None:
             return
         self.counters["probes"] += 1
-        flight.count -= 1  # its twin takes its place in the count, so that the target's buffers are not exceeded
+        flight.gone(run)  # its twin takes its place in the count, so that the target's buffers are not exceeded
         flight.given_up += 1
-        self.copies.state[i] = PROBED
+        self.copies.state[head & MASK] = PROBED
         request.resent.append(head)
-        self._requeue(request, self.copies.offset[i], self.copies.length[i], 0.0)
+        self._requeue(request, *run.part(head), 0.0)
 
     def _timed_out(self, path: Path, flight: Flight, now: float) -> None:
         silent = path.heard <= flight.moved
@@ -925,10 +970,10 @@ class Initiator:
 
     def _lose_alone(self, seq: int, path: Path, flight: Flight, now: float) -> None:
         """Copy `seq` got lost while others got through: the path is too full, or too narrow for its size."""
-        i = seq & MASK
         if flight.kind is not Class.PROBE:
             path.window.lost(seq, self.copies.next)
-        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, self.copies.length[i], seq, now):
+        _, length = self.copies.owner(seq).part(seq)
+        if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, length, seq, now):
             self.counters["size_stepped_down"] += 1
             self._tell(
                 "size", f"{self.address} by {path}: large frames get lost, sending {path.sizes.limit} sectors a frame"

@@ -56,6 +56,7 @@ class Path:
         self.cap = cap  # the operator's limit on sectors in a frame
         self.state = PathState.NEW
         self.verified = False  # has carried this LUN's identity before
+        self.outstanding = 0  # copies under way that occupy the target's buffers
         self.flights = {kind: Flight(copies, kind, rng) for kind in Class}
         self.by_kind = [self.flights[CLASS_OF[kind]] for kind in sorted(CLASS_OF)]
         self.window = Window(1)
@@ -76,12 +77,6 @@ class Path:
     def believed(self) -> bool:
         """Whether an answer from there is known to be our disk's. After an announcement it may be another's."""
         return self.verified and self.state not in (PathState.NEW, PathState.STRANGER)
-
-    @property
-    def outstanding(self) -> int:
-        """Copies under way that occupy the target's buffers."""
-        read, write, flush, control, probe = self.flights.values()
-        return read.count + write.count + flush.count + control.count + probe.count
 
     @property
     def room(self) -> int:

@@ -27,7 +27,8 @@ _PACKET_QDISC_BYPASS = 20
 _PACKET_IGNORE_OUTGOING = 23
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 4 << 20
-_BATCH = 256
+BATCH = 256  # most frames of one `send_run`
+ROW = 64  # bytes from one header in `Link.headers` to the next
 
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 _MMSGHDR = np.dtype(
@@ -46,6 +47,8 @@ _MMSGHDR = np.dtype(
     ]
 )
 
+_INDEX = np.arange(BATCH, dtype="u8")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
 
@@ -62,7 +65,8 @@ def address_of(buffer: Any) -> int:
 class Link:
     """One interface, one direction. Not safe for two threads at once.
 
-    Attributes: `name`, `index`, `mac` (6 bytes), `mtu` (bytes), `up` (running, as last told by `update`).
+    Attributes: `name`, `index`, `mac` (6 bytes), `mtu` (bytes), `up` (running, as last told by `update`); `headers`,
+    BATCH rows of ROW bytes, is where `send_run` takes headers from.
     """
 
     def __init__(self, name: str, accept: Accept, slots: int = 512) -> None:
@@ -80,9 +84,15 @@ class Link:
         self.index, self.mac, self.mtu, self.up = found.index, found.mac, found.mtu, found.running
         self.failure = 0
         self._slots = slots
-        self._iov = np.zeros((_BATCH, 2), _IOVEC)
-        self._msgs = np.zeros(_BATCH, _MMSGHDR)
-        self._msgs["iov"] = address_of(self._iov) + np.arange(_BATCH, dtype="u8") * (2 * _IOVEC.itemsize)
+        self.headers = np.zeros((BATCH, ROW), np.uint8)
+        iov, messages = np.zeros((BATCH, 2), _IOVEC), np.zeros(BATCH, _MMSGHDR)
+        iov["base"][:, 0] = address_of(self.headers) + _INDEX * ROW
+        messages["iov"] = address_of(iov) + _INDEX * (2 * _IOVEC.itemsize)
+        self._messages, self._parts = messages, messages["iovlen"]
+        self._messages_at = address_of(messages)
+        self._header_length, self._length, self._base = iov["length"][:, 0], iov["length"][:, 1], iov["base"][:, 1]
+        self._shape = (0, 0)  # of the frames that were described last: bytes of header and of payload
+        self._odd = 0  # the one of them with less payload than the others
         self._open()
 
     def _open(self) -> None:
@@ -168,28 +178,25 @@ class Link:
             sent += 1
         return sent
 
-    def send_run(self, headers: np.ndarray[Any, Any], payload: int, step: int, total: int) -> int:
-        """Send one frame for each row of `headers` (n x bytes, contiguous, uint8): the row, then its share of payload.
+    def send_run(self, count: int, size: int, payload: int = 0, step: int = 0, total: int = 0) -> int:
+        """Send `count` frames, BATCH at most: the first `size` bytes of each row of `headers`, then its share of payload.
 
         Row i's payload is the `step` bytes at address `payload` + i * step; the last row has what is left of `total`.
-        With `total` 0 the rows are whole frames. Returns how many were sent, fewer than all after an error, whose errno
-        is then in `failure`.
+        Returns how many were sent, fewer than all after an error, whose errno is then in `failure`.
         """
-        count, size = headers.shape
-        base, done = address_of(headers), 0
+        if (size, step) != self._shape:
+            self._shape = (size, step)
+            self._header_length[:], self._length[:] = size, step
+            self._parts[:] = 2 if step else 1
+        if step:
+            self._base[:count] = _INDEX[:count] * step + payload
+            self._length[self._odd] = step
+            self._odd = count - 1
+            self._length[self._odd] = total - self._odd * step
+        done = 0
         while done < count:
-            n = min(count - done, _BATCH)
-            iov = self._iov[:n]
-            at = np.arange(done, done + n, dtype="u8")
-            iov["base"][:, 0] = base + at * size
-            iov["length"][:, 0] = size
-            if total:
-                iov["base"][:, 1] = payload + at * step
-                iov["length"][:, 1] = step
-                if done + n == count:
-                    iov["length"][n - 1, 1] = total - (count - 1) * step
-            self._msgs["iovlen"][:n] = 2 if total else 1
-            sent = _libc.sendmmsg(self._socket.fileno(), self._msgs.ctypes.data, n, 0)
+            at = self._messages_at + done * _MMSGHDR.itemsize
+            sent = _libc.sendmmsg(self._socket.fileno(), at, count - done, 0)
             if sent <= 0:
                 self.failure = ctypes.get_errno()
                 break

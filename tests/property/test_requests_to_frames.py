@@ -13,7 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aoe_nbd.core import encode
-from aoe_nbd.core.initiator import Initiator, Run
+from aoe_nbd.core.copies import Run
+from aoe_nbd.core.flight import Class
+from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.core.path import Path
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import MIN_FRAME, SECTOR, Ata
@@ -31,7 +33,8 @@ SEQS = st.integers(0, 1 << 62) | st.integers((1 << 31) - 70_000, (1 << 31) - 2)
 
 def run_of(kind: Kind, lba: int, count: int, offset: int, length: int, step: int, seq: int, fua: bool) -> Run:
     data = memoryview(bytearray(random.Random(seq).randbytes(count * SECTOR)))
-    return Run(PATH, Request(kind, lba, count, data, fua=fua), seq, -(-length // step), offset, length, step)
+    request = Request(kind, lba, count, data, fua=fua)
+    return Run(PATH, PATH.flights[Class.READ], request, seq, -(-length // step), offset, length, step, 0.0)
 
 
 @settings(max_examples=5_000, deadline=None)

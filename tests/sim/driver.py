@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aoe_nbd.core import batch, encode
-from aoe_nbd.core.copies import FLYING, GHOST, LOST, MASK, PROBED
-from aoe_nbd.core.initiator import Initiator, OnDead, Run
+from aoe_nbd.core.constants import WINDOW_MOST
+from aoe_nbd.core.copies import FLYING, GHOST, LOST, MASK, PROBED, Run
+from aoe_nbd.core.initiator import Initiator, OnDead
 from aoe_nbd.core.request import CHANGES, Request
 from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.frames import Config
@@ -55,6 +56,7 @@ class Driver:
         self.send_failures: list[Any] = []
         self._tags: set[int] = set()
         self._spare: deque[int] = deque(maxlen=64)
+        self.headers = encode.Headers(np.zeros((WINDOW_MOST, encode.ROW), np.uint8))
         self._under_way: dict[int, Request] = {}
         self._inbox: list[Request] = []
         self._received: list[tuple[str, bytes]] = []
@@ -260,7 +262,7 @@ class Driver:
 
     def left_late(self, run: Run, sent: int, at: float) -> None:
         """Frames have left long after the core was asked for them."""
-        self.initiator.left_late(run, sent, at)
+        self.initiator.left_late(run, at)
 
     def _send(self, run: Run, now: float, at: float) -> tuple[int, str]:
         world = self.world
@@ -268,7 +270,8 @@ class Driver:
         link = self.links[index]
         rows = None
         if run.count > 1 and run.seq % 13 == 0 and self.checks_tags:
-            rows = encode.headers(self.initiator, run)
+            self.headers.fill(self.initiator, run, 0, run.count)
+            rows = self.headers.rows
         if run.request.path is None:
             self._check_overlap(run.request)
         for i in range(run.count):
@@ -392,7 +395,7 @@ class Driver:
         for state in (FLYING, LOST, GHOST, PROBED):
             at = table.state.find(state)
             while at >= 0:
-                owner = table.owner[at]
-                count += owner is not None and owner.path is None
+                run = table.run[at]
+                count += run is not None and run.request.path is None
                 at = table.state.find(state, at + 1)
         return count

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aoe_nbd.core.copies import GHOST, LOST, MASK, PROBED, STALE, tag_of
-from aoe_nbd.core.initiator import Initiator, Run
+from aoe_nbd.core.copies import GHOST, LOST, MASK, PROBED, STALE, Run, tag_of
+from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.core.lock import IntervalLock, Range
 from aoe_nbd.core.path import Path, PathState
 from aoe_nbd.core.request import Kind, Request
@@ -284,7 +284,7 @@ class _OneByOne(Driver):
 def _any_source(initiator: Initiator, link: str, frame: bytes) -> bytes:
     table = initiator.copies
     seq = table.find(int.from_bytes(frame[20:24], "big"))
-    owner = table.owner[seq & MASK] if seq >= 0 else None
+    owner = table.owner(seq).request if seq >= 0 else None
     path = owner.path if owner is not None else None
     if path is None:
         path = next((p for p in initiator.paths if p.link == link and p.verified), None)
@@ -294,13 +294,16 @@ def _any_source(initiator: Initiator, link: str, frame: bytes) -> bytes:
 def _any_tag(initiator: Initiator, link: str, frame: bytes) -> bytes:
     table = initiator.copies
     i = int.from_bytes(frame[20:24], "big") & MASK
-    return frame[:20] + tag_of(table.seq[i]).to_bytes(4, "big") + frame[24:] if table.state[i] else frame
+    run = table.run[i]
+    if run is None or not table.state[i]:
+        return frame
+    return frame[:20] + tag_of(run.seq + i - (run.seq & MASK)).to_bytes(4, "big") + frame[24:]
 
 
 def _any_command(initiator: Initiator, link: str, frame: bytes) -> bytes:
     table = initiator.copies
     seq = table.find(int.from_bytes(frame[20:24], "big"))
-    owner = table.owner[seq & MASK] if seq >= 0 else None
+    owner = table.owner(seq).request if seq >= 0 else None
     if owner is None:
         return frame
     return frame[:19] + bytes((Command.CONFIG if owner.kind is Kind.QUERY else Command.ATA,)) + frame[20:]
@@ -431,9 +434,9 @@ class _Hoarder(Initiator):
     def receive(self, link: str, frame: bytes | memoryview, now: float) -> None:
         table = self.copies
         seq = table.find(int.from_bytes(frame[20:24], "big")) if len(frame) > 36 else -1
-        owner = table.owner[seq & MASK] if seq >= 0 else None
+        owner = table.owner(seq).request if seq >= 0 else None
         if owner is not None and owner.done and owner.kind is Kind.READ:
-            at = table.offset[seq & MASK] * 512
+            at = table.owner(seq).part(seq)[0] * 512
             data = self.__dict__["hoard"][id(owner)][1]
             size = min(len(frame) - 36, len(data) - at)
             data[at : at + size] = frame[36 : 36 + size]

@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 
-from aoe_nbd.core.copies import FLYING, FREE, GHOST, LOST, MASK, PROBED, SIZE, STALE, Copies, tag_of
+from aoe_nbd.core.copies import FLYING, FREE, GHOST, LOST, MASK, PROBED, SIZE, STALE, Copies, Run, tag_of
 
-OWNER: Any = object()
+REQUEST: Any = object()
 FLIGHT: Any = object()
+PATH: Any = object()
 WRAP = 1 << 31
 
 
+def enter(copies: Copies, count: int, offset: int, length: int, step: int, now: float) -> int:
+    run = Run(PATH, FLIGHT, REQUEST, copies.next, count, offset, length, step, now)
+    copies.add(run)
+    return run.seq
+
+
 def put(copies: Copies, count: int = 1, offset: int = 0, step: int = 1, now: float = 0.0) -> int:
-    assert copies.run(count) >= count
-    return copies.add(OWNER, offset, count * step, step, count, FLIGHT, now)
+    assert copies.room(count) >= count
+    return enter(copies, count, offset, count * step, step, now)
 
 
 @pytest.mark.parametrize("start", [0, 1, 12345, SIZE - 1, WRAP - 2, WRAP - 1, WRAP, 5 * WRAP - 1, (1 << 62) - 1])
@@ -41,13 +48,13 @@ def test_tags_differ_over_the_whole_circle() -> None:
 
 def test_a_run_ends_where_the_ring_or_the_tags_end() -> None:
     copies = Copies(SIZE - 3)
-    assert copies.run(100) == 3
+    assert copies.room(100) == 3
     put(copies, 3)
-    assert copies.run(100) == 100
+    assert copies.room(100) == 100
     copies = Copies(WRAP - 4)
-    assert copies.run(100) == 3
+    assert copies.room(100) == 3
     put(copies, 3)
-    assert copies.run(100) == 100
+    assert copies.room(100) == 100
     assert copies.next & (WRAP - 1) == 0
 
 
@@ -62,12 +69,12 @@ def test_places_that_are_taken_are_skipped() -> None:
     copies.state[stale & MASK] = STALE
     taken = put(copies)
     copies.next = 100 + SIZE  # once around
-    assert copies.run(10) == 2
+    assert copies.room(10) == 2
     assert copies.next == last + SIZE
-    first = copies.add(OWNER, 0, 2, 1, 2, FLIGHT, 0.0)
+    first = enter(copies, 2, 0, 2, 1, 0.0)
     assert copies.find(tag_of(first)) == first
     assert copies.find(tag_of(taken)) == taken
-    assert copies.run(10) == 10
+    assert copies.room(10) == 10
     assert copies.next == taken + SIZE + 1
 
 
@@ -90,23 +97,27 @@ def test_an_old_tag_at_a_new_copys_place_is_not_found() -> None:
 def test_a_run_written_at_once_is_as_if_written_one_by_one(length: int, step: int) -> None:
     count = -(-length // step)
     together, alone = Copies(9), Copies(9)
-    together.add(OWNER, 5, length, step, count, FLIGHT, 1.5)
+    first = enter(together, count, 5, length, step, 1.5)
     for i in range(count):
-        alone.add(OWNER, 5 + i * step, min(step, length - i * step), step, 1, FLIGHT, 1.5)
+        enter(alone, 1, 5 + i * step, min(step, length - i * step), step, 1.5)
     assert together.next == alone.next
-    for column in ("state", "seq", "owner", "offset", "length", "sent", "flight"):
-        assert list(getattr(together, column)) == list(getattr(alone, column)), column
-    assert len(together.state) == len(together.seq) == SIZE
+    assert together.state == alone.state
+    for seq in range(first, first + count):
+        mine, other = together.owner(seq), alone.owner(seq)
+        assert mine.part(seq) == other.part(seq)
+        assert (mine.request, mine.sent, mine.flight) == (other.request, other.sent, other.flight)
+        assert together.find(tag_of(seq)) == alone.find(tag_of(seq)) == seq
+    assert together.run.count(None) == alone.run.count(None) == SIZE - count
+    assert len(together.state) == len(together.run) == SIZE
 
 
 def test_freeing_drops_the_references() -> None:
     copies = Copies(9)
     seq = put(copies, 5)
     copies.free(seq)
-    assert copies.owner[seq & MASK] is None
-    assert copies.flight[seq & MASK] is None
+    assert copies.run[seq & MASK] is None
     copies.free_run((seq + 1) & MASK, (seq + 5) & MASK)
-    assert not any(owner is OWNER for owner in copies.owner)
+    assert not any(copies.run)
     assert copies.state.count(FREE) == SIZE
 
 
@@ -115,11 +126,11 @@ def test_a_table_full_of_copies_that_can_no_longer_arrive_has_room() -> None:
     copies = Copies(50)
     for state in (LOST, PROBED):
         while copies.state.count(FREE):
-            count = copies.run(4096)
-            seq = copies.add(OWNER, 0, count, 1, count, FLIGHT, 10.0)
+            count = copies.room(4096)
+            seq = enter(copies, count, 0, count, 1, 10.0)
             copies.state[seq & MASK : (seq & MASK) + count] = bytes((state,)) * count
-        assert copies.run(8, gone=10.0) >= 1
-        first = copies.add(OWNER, 0, 1, 1, 1, FLIGHT, 20.0)
+        assert copies.room(8, gone=10.0) >= 1
+        first = enter(copies, 1, 0, 1, 1, 20.0)
         assert copies.find(tag_of(first)) == first
         copies = Copies(50)
 
@@ -129,5 +140,5 @@ def test_a_copy_that_may_still_arrive_keeps_its_place() -> None:
     lost = put(copies, now=10.0)
     copies.state[lost & MASK] = LOST
     copies.next = lost + SIZE
-    assert copies.run(1, gone=9.0) == 1
+    assert copies.room(1, gone=9.0) == 1
     assert copies.next == lost + SIZE + 1

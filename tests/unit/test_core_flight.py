@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from aoe_nbd.core.constants import (
     RTO_MAX,
     RTO_MAX_FLUSH,
 )
-from aoe_nbd.core.copies import FREE, LOST, MASK, Copies
+from aoe_nbd.core.copies import LOST, MASK, Copies, Run
 from aoe_nbd.core.flight import FOREVER, Class, Flight
 
 OWNER: Any = object()
+PATH: Any = SimpleNamespace(outstanding=0)
 RTT = 0.002
 
 
@@ -39,16 +41,18 @@ class Sender:
             self.answer(seq)
 
     def send(self, count: int = 1) -> list[int]:
-        seq = self.copies.add(OWNER, 0, count, 1, self.copies.run(count), self.flight, self.now)
-        self.flight.sent(seq, count, self.now)
-        return list(range(seq, seq + count))
+        assert self.copies.room(count) == count
+        run = Run(PATH, self.flight, OWNER, self.copies.next, count, 0, count, 1, self.now)
+        self.copies.add(run)
+        self.flight.sent(run)
+        return list(range(run.seq, run.seq + count))
 
     def answer(self, seq: int) -> None:
-        self.flight.answered(seq, self.copies.sent[seq & MASK], self.now)
-        self.copies.state[seq & MASK] = FREE
+        self.flight.answered(self.copies.owner(seq), seq, self.now)
+        self.copies.free(seq)
 
     def lose(self, seq: int) -> None:
-        self.flight.count -= 1
+        self.flight.gone(self.copies.owner(seq))
         self.copies.state[seq & MASK] = LOST
 
 
@@ -68,7 +72,7 @@ def test_a_copy_that_later_ones_overtook_is_lost_after_the_reorder_window() -> N
     flight = sender.flight
     assert flight.overtaken(sender.now) == []  # perhaps only reordered
     due = flight.timer()
-    assert due == pytest.approx(sender.copies.sent[a & MASK] + flight.rtt.srtt + flight.reorder)
+    assert due == pytest.approx(sender.copies.owner(a).sent + flight.rtt.srtt + flight.reorder)
     assert flight.overtaken(due - 1e-9) == []
     assert flight.overtaken(due) == [a, b]
 
@@ -180,8 +184,7 @@ def test_timeouts_of_many_flights_are_not_in_step() -> None:
     for _ in range(50):
         copies = Copies(5)
         flight = Flight(copies, Class.READ, rng)
-        copies.add(OWNER, 0, 1, 1, 1, flight, 0.0)
-        flight.sent(5, 1, 0.0)
+        flight.sent(Run(PATH, flight, OWNER, 5, 1, 0, 1, 1, 0.0))
         timeouts.add(flight.rto)
     assert len(timeouts) == 50
     assert min(timeouts) >= RTO_INITIAL * (1 - JITTER)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from aoe_nbd.core import encode
-from aoe_nbd.core.copies import Copies
+from aoe_nbd.core.copies import Copies, Run
 from aoe_nbd.core.flight import Class
-from aoe_nbd.core.initiator import Initiator, Run
+from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.core.path import Path, PathState
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.address import Address
@@ -153,7 +153,7 @@ def test_a_ghost_of_a_frame_that_left_late_is_kept_from_then_on(rig: Rig) -> Non
     rig.initiator.tick(rig.now)
     [run] = [run for run in rig.initiator.transmit(rig.now) if run.request is first]
     rig.now += 3
-    rig.initiator.left_late(run, 1, rig.now)
+    rig.initiator.left_late(run, rig.now)
     rig.answer(tag, OURS)
     assert first.done and rig.initiator.ghosts == 1
     assert not rig.tags(Kind.WRITE)
@@ -171,5 +171,5 @@ def test_a_path_whose_last_measure_is_old_gets_a_try() -> None:
     path.flights[Class.CONTROL].rtt.sample(0.001, 3.0)
     assert path.expected(Kind.READ, 1.5) == pytest.approx(0.5)
     assert path.expected(Kind.READ, 3.0) == pytest.approx(0.001)
-    read.count = 1  # one try at a time
+    read.count = path.outstanding = 1  # one try at a time
     assert path.expected(Kind.READ, 3.0) > 0.5
