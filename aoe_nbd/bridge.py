@@ -91,7 +91,7 @@ class Bridge:
         self._opening = threading.Lock()
         self.feed = Feed()  # what has happened, for those who ask by the control socket
         self.started = time.monotonic()
-        self.memory_locked = False
+        self.memory_protected = False
 
     @property
     def devices(self) -> list[Device]:
@@ -120,7 +120,7 @@ class Bridge:
 
     def _protect(self) -> None:
         failures = memory.protect()
-        self.memory_locked = not failures
+        self.memory_protected = not failures
         try:
             memory.drop_capabilities()
         except OSError as error:

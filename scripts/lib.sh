@@ -11,14 +11,15 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
 # What a bridge needs; what the demonstration shows it with; what the tests need besides.
 RUN_PACKAGES=(
-    nbdkit nbdkit-plugin-python python3 python3-construct python3-libnbd python3-numpy python3-pyroute2 python3-rich nbd-client
+    nbdkit nbdkit-plugin-python python3 python3-construct python3-libnbd python3-numpy python3-prometheus-client python3-pyroute2
+    python3-rich nbd-client
 )
 DEMO_PACKAGES=(e2fsprogs file fio iproute2 libnbd-bin openssl procps)
 TEST_PACKAGES=(
     python3-hypothesis python3-pip python3-pytest python3-pytest-timeout python3-setuptools python3-venv python3-wheel
     aoetools ethtool gcc libc6-dev qemu-utils strace tcpdump vblade
 )
-BENCH_PACKAGES=(python3-matplotlib qemu-block-extra tgt)
+BENCH_PACKAGES=(linux-perf python3-matplotlib qemu-block-extra tgt)
 # What the VM lab is built and run with; what is in every machine of it; what is in one that can do all, besides what a bridge needs.
 VM_PACKAGES=(apt-utils busybox-static cpio e2fsprogs iproute2 kmod mmdebstrap qemu-system-x86 vblade)
 PLAIN_PACKAGES=(dbus e2fsprogs fdisk iproute2 kmod procps python3 systemd-sysv udev)

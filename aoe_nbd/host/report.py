@@ -43,7 +43,7 @@ def of_bridge(bridge: Bridge, clients: int, devices: Sequence[Device]) -> dict[s
             "uptime_s": now - bridge.started,
             "clients": clients,
             "threads": threads,
-            "memory_locked": bridge.memory_locked,
+            "memory_protected": bridge.memory_protected,
             "interfaces": [
                 {"name": link.name, "mac": format_mac(link.mac), "mtu": link.mtu, "up": link.up}
                 for link in engine.links.values()
@@ -120,9 +120,11 @@ def of_path(path: Path, now: float) -> dict[str, Any]:
 def of_flight(flight: Flight) -> dict[str, Any]:
     """One class of commands by one path. `histogram[n]` counts the round trips below 2^n µs that are no less than half of it."""
     answers = sum(flight.histogram)
-    unanswered = max(0, flight.given_up - flight.given_up_answered)
+    unanswered = max(0, flight.given_up - flight.given_up_answered)  # by now; some may still come
     return {
         "answers": answers,
+        "given_up": flight.given_up,
+        "given_up_answered": flight.given_up_answered,
         "unanswered": unanswered,
         "loss": unanswered / (answers + unanswered),
         "srtt_s": flight.rtt.srtt,
@@ -132,4 +134,5 @@ def of_flight(flight: Flight) -> dict[str, Any]:
         "outstanding": flight.count,
         "percentiles_s": {name: flight.percentile(share) for name, share in PERCENTILES.items()},
         "histogram": list(flight.histogram),
+        "total_s": flight.total,
     }
