@@ -141,11 +141,11 @@ class Link:
         """Up to `most` whole frames that have arrived, without waiting; good until `release()`."""
         return self._ring.frames(most)
 
-    def receive_rows(self, least: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    def receive_rows(self, least: int, most: int = 256) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
         """What has arrived as one array of frames and their lengths (see `Ring.rows`), if it is `least` frames or more."""
         if not self._ring.waiting(least):
             return None
-        rows, lengths = self._ring.rows()
+        rows, lengths = self._ring.rows(most)
         return (rows, lengths) if len(rows) else None
 
     def release(self) -> None:

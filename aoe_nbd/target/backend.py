@@ -10,11 +10,17 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import stat
 import struct
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ..link.packet import address_of
 from ..wire.codes import SECTOR
 
 _BLKPBSZGET = 0x127B
@@ -22,9 +28,12 @@ _BLKZEROOUT = 0x127F
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 _ZEROS = bytes(1 << 20)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
+_BOUNCE = 1 << 20  # bytes that are copied at a time where memory has to be aligned
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.pwritev.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64]
+_libc.pwritev.restype = ctypes.c_ssize_t
 
 
 class BackendError(Exception):
@@ -40,14 +49,17 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 class Backend:
     """One file or block device, open.
 
-    Attributes: `path`, `sectors`, `read_only`, `sync` (every write is durable when it returns), `physical_size` (bytes),
-    `trims` (it can punch holes), `rotating`.
+    Attributes: `path`, `sectors`, `read_only`, `sync` (every write is durable when it returns), `direct` (past the page
+    cache), `physical_size` (bytes), `trims` (it can punch holes), `rotating`.
     """
 
-    def __init__(self, path: str, read_only: bool = False, sync: bool = False, physical_size: int = 0) -> None:
+    def __init__(
+        self, path: str, read_only: bool = False, sync: bool = False, physical_size: int = 0, direct: bool = False
+    ) -> None:
         """Open `path`. `physical_size` 0 is the device's own, 4096 for a file. Raises BackendError."""
-        self.path, self.read_only, self.sync = path, read_only, sync
+        self.path, self.read_only, self.sync, self.direct = path, read_only, sync, direct
         flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR | (os.O_DSYNC if sync else 0))
+        flags |= os.O_DIRECT if direct else 0
         try:
             mode = os.stat(path).st_mode
             self.block = stat.S_ISBLK(mode)
@@ -59,6 +71,8 @@ class Backend:
                 f"{path} does not exist: make it first, for example with `truncate -s 1G {path}`"
             ) from None
         except OSError as error:
+            if direct and error.errno == errno.EINVAL:
+                raise BackendError(f"{path} is on a file system without O_DIRECT: leave --direct out") from None
             wanted = "reading" if read_only else "writing"
             hint = "run as root" if read_only else "export it with --read-only, or run as root"
             raise BackendError(f"{path} cannot be opened for {wanted} ({error.strerror}): {hint}") from None
@@ -67,6 +81,9 @@ class Backend:
         if not self.sectors:
             self.close()
             raise BackendError(f"{path} has capacity zero: an export needs at least {SECTOR} bytes")
+        if direct:
+            self._bounce = memoryview(mmap.mmap(-1, _BOUNCE))
+            self._check_alignment()
         self.physical_size = physical_size or self._physical_size()
         self.rotating = self._queue("rotational") != 0
         self.trims = not read_only and self._can_punch()
@@ -114,6 +131,21 @@ class Backend:
             return False
         return True
 
+    def _check_alignment(self) -> None:
+        """Make sure that O_DIRECT takes any sector by itself, for a client may ask for any."""
+        last = (self.sectors - 1) * SECTOR
+        for offset in (last, max(0, last - SECTOR)):  # one of them is odd
+            try:
+                self.read_into(self._bounce[SECTOR : 2 * SECTOR], offset)
+            except OSError as error:
+                self.close()
+                if error.errno != errno.EINVAL:
+                    raise BackendError(f"{self.path} cannot be read ({error.strerror}): check the storage") from None
+                raise BackendError(
+                    f"{self.path} takes no less than a larger block with O_DIRECT, and AoE's sectors have {SECTOR} bytes:"
+                    f" leave --direct out"
+                ) from None
+
     def identity(self) -> str:
         """What tells this storage from all others, the same after a restart or reboot: a text to hash."""
         machine = _first_line("/etc/machine-id")
@@ -132,6 +164,12 @@ class Backend:
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from byte `offset`."""
+        if self.direct and address_of(buffer) % SECTOR:
+            for at in range(0, len(buffer), _BOUNCE):
+                part = self._bounce[: min(_BOUNCE, len(buffer) - at)]
+                self.read_into(part, offset + at)
+                buffer[at : at + len(part)] = part
+            return
         done = os.preadv(self._fd, [buffer], offset)
         while done < len(buffer):
             n = os.preadv(self._fd, [buffer[done:]], offset + done)
@@ -141,9 +179,31 @@ class Backend:
 
     def write(self, data: memoryview | bytes, offset: int) -> None:
         """Write all of `data` at byte `offset`."""
+        if self.direct and address_of(data) % SECTOR:
+            for at in range(0, len(data), _BOUNCE):
+                part = self._bounce[: min(_BOUNCE, len(data) - at)]
+                part[:] = data[at : at + len(part)]
+                self.write(part, offset + at)
+            return
         done = os.pwrite(self._fd, data, offset)
         while done < len(data):
             done += os.pwrite(self._fd, data[done:], offset + done)
+
+    def write_rows(self, rows: np.ndarray[Any, Any], runs: Iterable[tuple[int, int, int]]) -> None:
+        """For each (lba, first, last) write rows[first:last], one behind the other, at sector `lba`."""
+        size = rows.shape[1]
+        iov = np.empty((len(rows), 2), np.int64)  # struct iovec: address, length
+        iov[:, 0] = np.arange(len(rows)) * rows.strides[0] + rows.ctypes.data
+        iov[:, 1] = size
+        base = iov.ctypes.data
+        for lba, first, last in runs:
+            offset, length = lba * SECTOR, (last - first) * size
+            if self.direct and length <= _BOUNCE:
+                np.frombuffer(self._bounce, np.uint8, length).reshape(last - first, size)[:] = rows[first:last]
+                self.write(self._bounce[:length], offset)
+            elif self.direct or _libc.pwritev(self._fd, base + first * 16, last - first, offset) != length:
+                for i in range(first, last):  # what was wrong is said by the row that it is wrong with
+                    self.write(rows[i].data, offset + (i - first) * size)
 
     def flush(self) -> None:
         """Return when all that was written is on stable storage."""

@@ -21,6 +21,7 @@ from ..link.packet import errno_name
 from ..wire.address import Address
 from ..wire.codes import ALL_SHELVES, ALL_SLOTS
 from ..wire.frames import HEADER, HEADER_SIZE, mtu_sectors
+from .batch import LEAST, MOST, Batch
 from .faults import Faults
 from .lun import Frame, Lun, Replies
 from .personality import Order
@@ -29,6 +30,7 @@ _TICK = 1.0  # seconds between looks at the sizes of the exports
 _RETRY = 0.001  # until a send is tried again that the driver had no room for
 _QUEUE_MOST = 4096  # replies that wait to be sent on one link
 _LEAST_SLOTS = 512
+_ROUNDS = 8  # batches that are taken from a link before another has its turn
 _BATCH = 256  # frames that are taken from a link at a time
 
 
@@ -67,6 +69,7 @@ class Target:
             self._by_address[lun.address] = lun
         self._gather = max((lun.like.gather for lun in self.exports), default=0.0)
         self._dies = any(lun.like.dies_of_errors for lun in self.exports)
+        self._batch = Batch(self._by_address)
         self._announced: dict[Address, int] = {}
         self._ports: list[_Port] = []
         self._wake = -1
@@ -250,6 +253,8 @@ class Target:
                 self.faults.inbound.pop(now, port.number)
                 self.faults.outbound.pop(now, port.number)
             return
+        if not (self.faults or self._gather):
+            self._serve_rows(port)
         frames: Sequence[Frame] = link.receive(_BATCH)
         try:
             if self.faults:
@@ -270,6 +275,24 @@ class Target:
             link.release()
         if self.faults:
             self._put(port, self.faults.outbound.pop(now, port.number))
+
+    def _serve_rows(self, port: _Port) -> None:
+        """Serve what has come in while it comes in numbers."""
+        link, batch = port.link, self._batch
+        for _ in range(_ROUNDS):
+            found = link.receive_rows(LEAST, MOST)
+            if found is None:
+                return
+            try:
+                batch.serve(
+                    *found,
+                    link.mac,
+                    link.mtu,
+                    lambda *shape: self._send_stretch(port, *shape),
+                    lambda frames: self._put(port, self._carry_out(frames, link.mac, link.mtu)),
+                )
+            finally:
+                link.release()
 
     def _carry_out(self, frames: Sequence[Frame], mac: bytes, mtu: int) -> Replies:
         """The replies to a batch of requests."""
@@ -311,6 +334,13 @@ class Target:
                 self.faults.outbound.push(reply, now, port.number)
             replies = list(self.faults.outbound.pop(now, port.number))
         self._put(port, replies)
+
+    def _send_stretch(self, port: _Port, count: int, header: int, share: int) -> None:
+        """Send the replies that are in the outbox, behind those that wait already."""
+        outbox = self._batch.outbox
+        sent = 0 if port.queue else outbox.send(port.link, count, header, share)
+        if sent < count:
+            self._put(port, outbox.frames(sent, count, header, share))
 
     def _put(self, port: _Port, replies: Sequence[bytes | bytearray]) -> None:
         room = _QUEUE_MOST - len(port.queue)
