@@ -11,7 +11,16 @@ import importlib
 import signal
 import sys
 
-BENCHMARKS = ("speed", "loss")
+from .measure import Failed
+
+BENCHMARKS = ("speed", "anatomy", "loss")
+
+
+def with_name(words: list[str]) -> list[str]:
+    """The words of the command line, the benchmark's name in front even where it was left out."""
+    if words and (not words[0].startswith("-") or words[0] in ("-h", "--help")):
+        return words
+    return [BENCHMARKS[0], *words]
 
 
 def main() -> int:
@@ -23,12 +32,11 @@ def main() -> int:
         verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    words = sys.argv[1:]
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
-        words = [BENCHMARKS[0], *words]
-    args = parser.parse_args(words)
+    args = parser.parse_args(with_name(sys.argv[1:]))
     try:
         args.run(args)
+    except Failed as error:
+        sys.exit(f"scripts/bench: {error}")
     except KeyboardInterrupt:
         return 130
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .measure import Spread
 
@@ -71,7 +72,7 @@ def show_claims(console: Console, claims: Sequence[Claim]) -> None:
     """Print the table that answers whether it is fast enough."""
     table = _rich("It must show", CLAIM_COLUMNS, [])
     for claim in claims:
-        table.add_row(*claim.words(), style="" if claim.holds else "bold red")
+        table.add_row(*map(Text, claim.words()), style="" if claim.holds else "bold red")
     console.print(table)
 
 
@@ -80,7 +81,7 @@ def _rich(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) ->
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=_positive, help="of each run (default 1, quick 0.3)")
     add("--quiet", type=_share, default=1.0, metavar="SHARE", help=QUIET)
     add("--pin", action="store_true", help="initiators and clients on CPU 0, targets on CPU 1 (default: anywhere)")
+    add("--no-plots", action="store_true", help="tables, JSON and Markdown only")
     add("--out", type=Path, default=common.OUT, help="where the results go (default build/bench)")
 
 
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     print(common.save("speed", args.out, results))
     text = args.out / "speed.md"
     text.write_text(report.markdown(_preamble(results), claims, sections))
-    for path in (text, *report.plot(sections, args.out)):
+    for path in (text, *([] if args.no_plots else report.plot(sections, args.out))):
         print(path)
 
 

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where each microsecond of a 4k read goes: one read at a time, cut into stages by the system calls of all three programs.
+
+perf records when client, bridge and target enter and leave each system call, on one clock; nothing in them is changed. The
+calls on a packet socket, an NBD socket, an eventfd or an epoll set are the ends of the stages. Beside that: the same read
+without tracing, through less (nbdkit alone, nbdkit with an idle Python plugin, AoE alone), and a profile of the busy bridge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lab import MIB, ROOT, write_random
+
+from . import common, report
+from .measure import Failed, Run, compile_tools, interleave, median, observe, plain, tool
+from .rows import others
+from .stacks import Aoe, Places
+
+HELP = "where each microsecond of a 4k read goes, and a profile of the busy bridge"
+SIZE, BLOCK = 64 * MIB, 4096
+_WARM, _TRACED, _PROFILED, _LONG = 0.5, 0.5, 1.5, 120.0  # s: before a trace, of it, of a profile; more than any of them
+_CALLS = {  # numbers of the system calls that matter, which perf tells by number
+    "x86_64": {
+        0: "read", 1: "write", 7: "poll", 20: "writev", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 202: "futex",
+        232: "epoll_wait", 271: "ppoll", 281: "epoll_pwait", 299: "recvmmsg", 307: "sendmmsg",
+    },
+    "aarch64": {
+        22: "epoll_pwait", 63: "read", 64: "write", 66: "writev", 73: "ppoll", 98: "futex", 206: "sendto", 207: "recvfrom",
+        211: "sendmsg", 212: "recvmsg", 243: "recvmmsg", 269: "sendmmsg",
+    },
+}  # fmt: skip
+_SENDS = {"write", "writev", "sendto", "sendmsg", "sendmmsg"}
+_RECEIVES = {"read", "recvfrom", "recvmsg", "recvmmsg"}
+_WAITS = {"poll", "ppoll", "epoll_wait", "epoll_pwait"}
+_EVENT = re.compile(r"\s*(\d+)\s+(\d+)\.(\d+):\s+raw_syscalls:sys_(enter|exit): NR (\d+) (?:\(([0-9a-f]+)|= (-?\d+))")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--target", choices=("ours", "vblade"), default="ours", help="who answers (default: our target)")
+    add("--write", action="store_true", help="4k writes in place of reads")
+    add("--rounds", type=int, default=3, help="runs of each kind (default 3)")
+    add("--out", type=Path, default=common.OUT, help="where the results go (default build/bench)")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call: who, on what kind of file, which, from when to when (s), and what it returned."""
+
+    who: str
+    file: str  # packet, stream, eventfd, ... or "" if it has none
+    name: str
+    enter: float
+    exit: float
+    result: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The end of a stage: the first such call since the mark before, as it is entered or left."""
+
+    stage: str  # what happens until then
+    who: str
+    files: frozenset[str]
+    names: frozenset[str]
+    enter: bool
+    needed: bool = True
+
+    def when(self, call: Call, after: float) -> float | None:
+        """The mark's time if `call` is it."""
+        if call.who != self.who or call.file not in self.files or call.name not in self.names or call.result <= 0:
+            return None
+        at = call.enter if self.enter else call.exit
+        return at if at >= after else None
+
+
+def _mark(stage: str, who: str, files: str, names: Iterable[str], edge: str, needed: bool = True) -> Mark:
+    return Mark(stage, who, frozenset(files.split()), frozenset(names), edge == "enter", needed)
+
+
+MARKS = (
+    _mark("", "client", "stream", _SENDS, "enter"),
+    _mark("NBD socket: the client sends, a thread of nbdkit wakes", "bridge", "stream", _RECEIVES, "exit"),
+    _mark("nbdkit, entry into Python, core: request to frame", "bridge", "packet", _SENDS, "enter"),
+    _mark("send: system call, veth, the target wakes", "target", "epoll packet", {*_WAITS, *_RECEIVES}, "exit"),
+    _mark("target: parse, read the file, make the reply", "target", "packet", _SENDS, "enter"),
+    _mark("reply: system call, veth, the bridge wakes", "bridge", "epoll packet", {*_WAITS, *_RECEIVES}, "exit"),
+    _mark("receive: ring, core: reply to request", "bridge", "eventfd", {"write"}, "enter", False),
+    _mark(
+        "hand-over: eventfd, the request's thread wakes, Python's lock", "bridge", "eventfd", {"read"}, "exit", False
+    ),
+    _mark("back through Python into nbdkit", "bridge", "stream", _SENDS, "enter"),
+    _mark("NBD socket: nbdkit sends, the client wakes", "client", "stream", _RECEIVES, "exit"),
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    way = "write" if args.write else "read"
+    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    results: dict[str, Any] = {"benchmark": "anatomy", "command": command, **common.circumstances()}
+    with common.workspace() as folder:
+        compile_tools(folder)
+        disk = folder / "disk"
+        write_random(disk, SIZE, seed=1)
+        places = Places(folder, pin=False)
+        with Aoe(places, 9000, args.target, disk) as stack:
+            load = partial(stack.load, way, order="random", size=SIZE)
+            load(seconds=_WARM, request=BLOCK, depth=1)
+            sections = [
+                _stages(stack, folder, way, args.rounds),
+                _less(stack, places, way, args.rounds),
+                _profile(stack, way),
+            ]
+    for section in sections:
+        results[section.name] = section.runs
+        report.show(console, section)
+    print(common.save("anatomy", args.out, results))
+    text = args.out / "anatomy.md"
+    preamble = [
+        f"`sudo {command}`, {results['time']}, commit {results['commit']}",
+        f"kernel {results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
+    ]
+    text.write_text(report.markdown(preamble, [], sections))
+    print(text)
+
+
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+def _stages(stack: Aoe, folder: Path, way: str, rounds: int) -> report.Section:
+    """Trace some reads, and average each stage over the middle half of the round trips."""
+    trips: list[list[tuple[str, float]]] = []
+    for _ in range(rounds):
+        calls = _trace(stack, folder, way)
+        trips += [trip for trip in map(_cut, _split(calls)) if trip]
+    if not trips:
+        raise Failed("not one round trip could be followed: does perf record raw_syscalls:sys_enter here?")
+    trips.sort(key=lambda trip: sum(time for _, time in trip))
+    middle = trips[len(trips) // 4 : len(trips) - len(trips) // 4]
+    found = {
+        stage: [1e6 * dict(trip).get(stage, 0.0) for trip in middle]
+        for stage in dict.fromkeys(m.stage for m in MARKS[1:])
+    }
+    total = sum(statistics.mean(times) for times in found.values())
+    section = report.Section("stages", f"A 4k {way}, one at a time, stage by stage", ("stage", "us", "share"))
+    for stage, times in found.items():
+        section.lines.append([stage, f"{statistics.mean(times):.1f}", f"{statistics.mean(times) / total:.0%}"])
+    section.lines.append(["all", f"{total:.1f}", "100%"])
+    section.runs = {"us": {stage: statistics.mean(times) for stage, times in found.items()}, "trips": len(middle)}
+    section.notes = [
+        f"means over the middle half of {len(trips)} round trips, with {stack.who}, MTU 9000, traced by perf"
+    ]
+    return section
+
+
+def _trace(stack: Aoe, folder: Path, way: str) -> list[Call]:
+    """The system calls of client, bridge and target in part of a run, in the order in which they began."""
+    data = folder / "perf.data"
+    words = [folder / "nbdload", way, "random", BLOCK, 1, _LONG, SIZE, stack.sockets[0]]
+    client = subprocess.Popen([*stack.client(), *map(str, words)], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(_WARM)
+        target = "vblade" if stack.who == "vblade" else "target"
+        who = {client.pid: "client", stack.processes["bridge"]: "bridge", stack.processes[target]: "target"}
+        events = ("-e", "raw_syscalls:sys_enter", "-e", "raw_syscalls:sys_exit")
+        pids = ",".join(map(str, who))
+        _perf(
+            "record",
+            "-q",
+            "-o",
+            data,
+            "-k",
+            "CLOCK_MONOTONIC",
+            "-m",
+            "256",
+            *events,
+            "-p",
+            pids,
+            "--",
+            "sleep",
+            _TRACED,
+        )
+        threads = {int(task): pid for pid in who for task in os.listdir(f"/proc/{pid}/task")}
+        files = {pid: _files(pid) for pid in who}
+    finally:
+        client.kill()
+        client.wait()
+    text = _perf("script", "-i", data, "-F", "tid,time,event,trace")
+    found = []
+    names = _CALLS.get(platform.machine(), {})
+    entered: dict[int, tuple[float, int]] = {}  # by thread: when, on which file
+    for match in filter(None, map(_EVENT.match, text.splitlines())):
+        thread, seconds, fraction, edge, number, first, result = match.groups()
+        at = int(seconds) + int(fraction) / 10 ** len(fraction)
+        if edge == "enter":
+            entered[int(thread)] = at, int(first, 16)
+        elif int(thread) in entered and int(thread) in threads:
+            enter, fd = entered.pop(int(thread))
+            pid = threads[int(thread)]
+            name = names.get(int(number), number)
+            file = "epoll" if name in _WAITS else files[pid].get(fd, "")
+            found.append(Call(who[pid], file, name, enter, at, int(result)))
+    return sorted(found, key=lambda call: call.enter)
+
+
+def _files(pid: int) -> dict[int, str]:
+    """What each file descriptor of a process is: packet, stream, eventfd, ..."""
+    packets = {line.split()[-1] for line in Path(f"/proc/{pid}/net/packet").read_text().splitlines()[1:]}
+    found = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        link = os.readlink(f"/proc/{pid}/fd/{fd}")
+        if link.startswith("socket:["):
+            found[int(fd)] = "packet" if link[8:-1] in packets else "stream"
+        elif link.startswith("anon_inode:["):
+            found[int(fd)] = link[12:-1]
+    return found
+
+
+def _split(calls: Sequence[Call]) -> Iterator[list[Call]]:
+    """The calls that overlap each round trip: from the client's question to its next one."""
+    starts = [call.enter for call in calls if MARKS[0].when(call, 0.0) is not None]
+    ended = sorted(calls, key=lambda call: call.exit)
+    at = 0
+    for start, stop in itertools.pairwise(starts):
+        while at < len(ended) and ended[at].exit < start:
+            at += 1
+        i = at
+        while i < len(ended) and ended[i].enter < stop and ended[i].exit < stop + 0.001:
+            i += 1
+        yield ended[at:i]
+
+
+def _cut(calls: Sequence[Call]) -> list[tuple[str, float]]:
+    """(stage, s) of one round trip; empty if a mark is missing. A stage whose own mark is missing is in the next one."""
+    trip: list[tuple[str, float]] = []
+    last = 0.0
+    for mark in MARKS:
+        times = [when for call in calls if (when := mark.when(call, last)) is not None]
+        if times:
+            if mark.stage:
+                trip.append((mark.stage, min(times) - last))
+            last = min(times)
+        elif mark.needed:
+            return []
+    return trip
+
+
+# -- less ------------------------------------------------------------------------------------------------------------
+
+_IDLE = """
+import sys
+sys.path.insert(0, {root!r})
+import nbdkit
+from aoe_nbd.threadstate import Pins
+API_VERSION = 2
+pins = Pins()
+def thread_model(): return nbdkit.THREAD_MODEL_PARALLEL
+def open(readonly): return 1
+def get_size(h): return {size}
+def pread(h, buf, offset, flags): pins.pin()
+def pwrite(h, buf, offset, flags): pins.pin()
+"""
+
+
+def _less(stack: Aoe, places: Places, way: str, rounds: int) -> report.Section:
+    """The same, not traced, through less than all of it."""
+    idle = places.file("idle", "py")
+    idle.write_text(_IDLE.format(root=str(ROOT), size=SIZE))
+    sockets = {
+        "nbdkit's memory plugin": stack.serve(
+            "nbdkit memory", lambda socket: ["nbdkit", "-f", "-U", socket, "memory", str(SIZE)]
+        ),
+        "an idle Python plugin": stack.serve(
+            "nbdkit idle", lambda socket: ["nbdkit", "-f", "-U", socket, "python", idle]
+        ),
+        "the bridge": stack.sockets[0],
+    }
+    pids = dict(
+        zip(sockets, (stack.processes[name] for name in ("nbdkit memory", "nbdkit idle", "bridge")), strict=True)
+    )
+
+    def load(name: str, depth: int) -> Run:
+        words = (places.folder / "nbdload", way, "random", BLOCK, depth, 1.0, SIZE, sockets[name])
+        return observe({"server": pids[name]}, lambda: tool([*stack.client(), *words], "client"))
+
+    section = report.Section(
+        "less",
+        f"A 4k {way} through less",
+        ("through", "depth", "round trip us: mean", "p50", "operations/s", "CPU us an operation", "its client's"),
+    )
+    for depth in (1, 32):
+        sides = {name: partial(load, name, depth) for name in sockets}
+        floor = partial(stack.floor, way, 1.0, SIZE, BLOCK // 512, depth, "random")
+        runs = interleave(rounds, {"AoE alone, the C floor": floor, **sides})
+        for name, found in runs.items():
+            own, client = ("floor", "") if name not in sockets else ("server", "client")
+            section.lines.append(
+                [
+                    name,
+                    str(depth),
+                    median([run.seconds / run.operations * 1e6 * depth for run in found], 1),
+                    median([run.figures["p50_us"] for run in found], 1),
+                    median([run.operation_rate for run in found]),
+                    median([run.cpu_per_million(own) for run in found], 1),
+                    median([run.cpu_per_million(client) for run in found], 1) if client else "",
+                ]
+            )
+        section.runs[f"depth {depth}"] = plain(runs)
+        section.notes = [others(runs)]
+    return section
+
+
+# -- profile ---------------------------------------------------------------------------------------------------------
+
+
+def _profile(stack: Aoe, way: str) -> report.Section:
+    """Where the busy bridge's CPU time goes, by function."""
+    data = stack.places.folder / "profile.data"
+    words = [stack.places.folder / "nbdload", way, "random", BLOCK, 32, _LONG, SIZE, stack.sockets[0]]
+    client = subprocess.Popen([*stack.client(), *map(str, words)], stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(_WARM)
+        _perf(
+            "record",
+            "-q",
+            "-o",
+            data,
+            "-e",
+            "cpu-clock",
+            "-F",
+            4000,
+            "-p",
+            stack.processes["bridge"],
+            "--",
+            "sleep",
+            1.5,
+        )
+    finally:
+        client.kill()
+        client.wait()
+    by_object = _report(data, "dso")
+    section = report.Section(
+        "profile", f"The busy bridge: 4k {way}s at depth 32, its CPU time by function", ("where", "share")
+    )
+    section.lines = [[f"all of {name}", share] for name, share in by_object if float(share[:-1]) >= 1]
+    section.lines += [[name, share] for name, share in _report(data, "dso,symbol")[:25]]
+    section.runs = {"by object": by_object, "by function": _report(data, "dso,symbol")[:100]}
+    return section
+
+
+def _report(data: Path, key: str) -> list[tuple[str, str]]:
+    text = _perf("report", "-i", data, "--stdio", "--no-children", "-q", "--sort", key)
+    lines = (line.split(None, 1) for line in text.splitlines() if line.strip())
+    return [
+        (" ".join(words[1].split()).removesuffix(" - -"), words[0])
+        for words in lines
+        if len(words) == 2 and words[0].endswith("%")
+    ]
+
+
+def _perf(*words: object) -> str:
+    try:
+        done = subprocess.run(["perf", *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        raise Failed("perf is not installed: apt-get install linux-perf") from None
+    if done.returncode:
+        raise Failed(f"perf {words[0]} does not work here: {done.stderr.strip()}")
+    return done.stdout
