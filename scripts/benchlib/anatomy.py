@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", choices=("ours", "vblade"), default="ours", help="who answers (default: our target)")
     add("--write", action="store_true", help="4k writes in place of reads")
     add("--rounds", type=int, default=3, help="runs of each kind (default 3)")
+    add("--document", action="store_true", help="put the tables into docs/performance.md as well")
     add("--out", type=Path, default=common.OUT, help="where the results go (default build/bench)")
 
 
@@ -139,6 +140,8 @@ def run(args: argparse.Namespace) -> None:
         f"kernel {results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
     ]
     text.write_text(report.markdown(preamble, [], sections))
+    if args.document:
+        report.put(common.DOCUMENT, "anatomy", text.read_text())
     print(text)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from lab import PLUGIN, PYTHON, ROOT, Bridge, Host, Process, run
 
 OUT = ROOT / "build" / "bench"
+DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 @contextlib.contextmanager

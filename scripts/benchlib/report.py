@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .measure import Spread
+from .measure import Failed, Spread
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,16 @@ def markdown(preamble: Sequence[str], claims: Sequence[Claim], sections: Sequenc
 def _pipes(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [list(columns), ["---", *["---:"] * (len(columns) - 1)], *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def put(document: Path, name: str, text: str) -> None:
+    """Replace what stands in `document` between the marks of benchmark `name`. Raises Failed if they are not there."""
+    begin, end = (f"<!-- {edge}: scripts/bench {name} -->" for edge in ("begin", "end"))
+    before, found, rest = document.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise Failed(f"{document} has no place for {name}: it needs the lines {begin} and {end}")
+    document.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
 
 
 def plot(sections: Sequence[Section], out: Path) -> list[Path]:

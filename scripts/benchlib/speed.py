@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", type=_share, default=1.0, metavar="SHARE", help=QUIET)
     add("--pin", action="store_true", help="initiators and clients on CPU 0, targets on CPU 1 (default: anywhere)")
     add("--no-plots", action="store_true", help="tables, JSON and Markdown only")
+    add("--document", action="store_true", help="put the tables into docs/performance.md as well")
     add("--out", type=Path, default=common.OUT, help="where the results go (default build/bench)")
 
 
@@ -115,6 +116,8 @@ def run(args: argparse.Namespace) -> None:
     print(common.save("speed", args.out, results))
     text = args.out / "speed.md"
     text.write_text(report.markdown(_preamble(results), claims, sections))
+    if args.document:
+        report.put(common.DOCUMENT, "speed", text.read_text())
     for path in (text, *([] if args.no_plots else report.plot(sections, args.out))):
         print(path)
 
