@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from .. import __version__
@@ -22,6 +23,11 @@ VERBS = {
     "discover": "show the disks that answer",
     "identify": "show all that one disk says of itself, path by path",
     "serve": "serve a disk, or all, as NBD: runs nbdkit",
+    "attach": "make a disk a block device of this host, for good",
+    "detach": "give such a disk back",
+    "list": "show the disks that are attached",
+    "restart": "start the processes behind a disk anew, while it is in use",
+    "run": "keep one disk attached, in the foreground (for systemd)",
     "target": "export files and block devices by AoE",
     "ping": "measure round trips and loss",
     "check": "check which frame sizes get through to each disk, and what should be mended",
@@ -35,6 +41,7 @@ VERBS = {
     "stat": "show the attached disks in the columns of aoe-stat",
     "install": "put units, udev rule, nbdkit's plugin and the table into place",
 }
+_MODULES = {"list": "listing"}  # where a verb's own name would hide a builtin of this module
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 
 
@@ -62,6 +69,11 @@ def _general() -> Parser:
     return parser
 
 
+def module_of(verb: str) -> ModuleType:
+    """The module of a verb."""
+    return importlib.import_module(f".{_MODULES.get(verb, verb)}", __name__)
+
+
 def _run(words: list[str]) -> int:
     if not words:
         _general().print_help(sys.stderr)
@@ -72,7 +84,7 @@ def _run(words: list[str]) -> int:
         if verb.startswith("-"):
             parser.parse_args([verb])
         parser.error(f"there is no verb {verb!r}")
-    module = importlib.import_module(f".{verb}", __name__)
+    module = module_of(verb)
     parser = Parser(f"aoe-nbd {verb}", (module.__doc__ or "").strip())
     module.add_arguments(parser)
     prepare = getattr(module, "prepare", None)  # for words that argparse would take for something else

@@ -7,7 +7,6 @@ A line `.\\" @VERBS@` or `.\\" @PARAMETERS@` of a page stands for the table. So 
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 from pathlib import Path
 
@@ -37,9 +36,9 @@ def _option(action: argparse.Action) -> str:
 
 def _verb(name: str) -> str:
     """A verb: its usage, what it does, its options."""
-    from . import Parser
+    from . import Parser, module_of
 
-    module = importlib.import_module(f".{name}", __package__)
+    module = module_of(name)
     parser = Parser(f"aoe-nbd {name}", (module.__doc__ or "").strip())
     module.add_arguments(parser)
     usage = " ".join(parser.format_usage().removeprefix("usage: ").split())

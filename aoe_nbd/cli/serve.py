@@ -27,14 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..options import PARAMETERS, OptionError, Options
+from ..host.command import PLUGIN, environment, find_nbdkit
+from . import parameters
 from .failure import Failure
-from .words import add_interface, whole
+from .words import whole
 
-_PLUGIN = Path(__file__).resolve().parents[1] / "plugin.py"
-_OURS = ("target", "shelf", "slot", "interface", "netif", "mac")  # parameters with an option of their own kind below
-_PACKAGES = "on Debian, `apt-get install nbdkit nbdkit-plugin-python`"
-_PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SOCKET_MOST = 107  # bytes of a Unix socket's path
 _THREADS = 16  # requests of one client at once; more do not make it faster
 
@@ -53,21 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("address", nargs="?", metavar="ADDRESS", help="e<shelf>.<slot>, such as e1.0")
     add("--all-by-export-name", action="store_true", help="serve every disk: the NBD export name chooses")
-    add_interface(parser)
     add("--socket", metavar="PATH", help="Unix socket (default: /run/aoe-nbd/ADDRESS.sock, or in $XDG_RUNTIME_DIR)")
     add("--threads", default=str(_THREADS), help=f"requests of one client that are carried out at once ({_THREADS})")
     add("--foreground", action="store_true", help="stay: this process becomes nbdkit")
     add("--dry-run", action="store_true", help="print the command, and do nothing")
-    add("--mac", action="append", default=[], help="use these MACs of the target only, repeatable or a comma list")
-    for parameter in PARAMETERS:
-        if parameter.name in _OURS:
-            continue
-        if parameter.default in ("true", "false"):
-            option = argparse.BooleanOptionalAction
-            add(f"--{parameter.name}", action=option, help=f"{parameter.meaning} (default {parameter.default})")
-        else:
-            default = f" (default {parameter.default})" if parameter.default else ""
-            add(f"--{parameter.name}", metavar="VALUE", help=parameter.meaning + default)
+    parameters.declare(parser)
     add("--nbdkit", action="append", default=[], help=argparse.SUPPRESS)
 
 
@@ -85,28 +72,14 @@ class Plan(NamedTuple):
     pidfile: str | None
 
 
-def parameters(args: argparse.Namespace) -> tuple[str, list[str]]:
+def chosen(args: argparse.Namespace) -> tuple[str, list[str]]:
     """(address or "", the plugin's parameters). Raises Failure."""
     if args.all_by_export_name and args.address is not None:
         raise Failure(f"{args.address} and --all-by-export-name exclude each other: give one of them")
     if not args.all_by_export_name and args.address is None:
         raise Failure("which disk? give its ADDRESS, such as e1.0, or --all-by-export-name")
-    pairs = [("target", args.address)] if args.address is not None else []
-    pairs += [("interface", value) for value in args.interface] + [("mac", value) for value in args.mac]
-    for parameter in PARAMETERS:
-        if parameter.name in _OURS:
-            continue
-        value = getattr(args, parameter.name.replace("-", "_"))
-        if value is not None:
-            pairs.append((parameter.name, str(value).lower() if isinstance(value, bool) else value))
-    options = Options()
-    try:
-        for key, value in pairs:
-            options.set(key, value)
-        options.complete()
-    except OptionError as error:
-        raise Failure(str(error)) from None
-    return str(options.address or ""), [f"{key}={value}" for key, value in pairs]
+    address, pairs = parameters.check(args.address, parameters.given(args))
+    return str(address or ""), [f"{key}={value}" for key, value in pairs]
 
 
 def default_socket(name: str) -> str:
@@ -121,7 +94,7 @@ def default_socket(name: str) -> str:
 
 def plan(args: argparse.Namespace, nbdkit: str) -> Plan:
     """The command for these options. Raises Failure."""
-    address, pairs = parameters(args)
+    address, pairs = chosen(args)
     name = address or "all"
     threads = whole("--threads", args.threads, 1, 256)
     before = [word for word in args.nbdkit if not re.match(r"[A-Za-z][\w.-]*=", word)]
@@ -138,29 +111,7 @@ def plan(args: argparse.Namespace, nbdkit: str) -> Plan:
             command += ["--pidfile", pidfile]
     elif args.socket:
         raise Failure(f"--socket {args.socket} and {shlex.join(before)} both say where to listen: give one of them")
-    return Plan(name, [*command, *before, "python", str(_PLUGIN), *pairs, *after], path, pidfile)
-
-
-def find_nbdkit() -> str:
-    """nbdkit's path. Raises Failure."""
-    found = shutil.which("nbdkit", path=f"{os.environ.get('PATH', '')}:{_PLACES}")
-    if found is None:
-        raise Failure(f"nbdkit is not installed: {_PACKAGES}")
-    return found
-
-
-def environment(nbdkit: str) -> dict[str, str]:
-    """The environment for nbdkit, whose embedded Python finds its modules by the python3 that is first on PATH.
-
-    That has to be ours, or the system's where ours is of another version than nbdkit's. Raises Failure without a plugin.
-    """
-    done = subprocess.run([nbdkit, "python", "--dump-plugin"], capture_output=True, text=True, check=False)
-    version = re.search(r"^python_version=(\d+)\.(\d+)", done.stdout, re.MULTILINE)
-    if done.returncode or not version:
-        raise Failure(f"nbdkit has no Python plugin: {_PACKAGES}")
-    same = (int(version[1]), int(version[2])) == sys.version_info[:2] and sys.executable
-    folder = os.path.dirname(sys.executable) if same else "/usr/bin"
-    return {**os.environ, "PATH": f"{folder}:{os.environ.get('PATH', _PLACES)}"}
+    return Plan(name, [*command, *before, "python", str(PLUGIN), *pairs, *after], path, pidfile)
 
 
 def make_room(path: str) -> str | None:

@@ -15,6 +15,7 @@ import pytest
 from aoe_nbd import cli
 from aoe_nbd.cli import Parser, serve
 from aoe_nbd.cli.failure import Failure
+from aoe_nbd.host import command
 from aoe_nbd.options import PARAMETERS
 
 PLUGIN = Path(__file__).resolve().parents[2] / "aoe_nbd" / "plugin.py"
@@ -133,7 +134,7 @@ def program(path: Path, text: str) -> None:
 
 def test_no_nbdkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(serve, "_PLACES", str(tmp_path))
+    monkeypatch.setattr(command, "_PLACES", str(tmp_path))
     assert cli.main(["serve", "e1.0"]) == 1
     err = capsys.readouterr().err
     assert err == "aoe-nbd serve: nbdkit is not installed: on Debian, `apt-get install nbdkit nbdkit-plugin-python`\n"
@@ -179,7 +180,7 @@ def test_nbdkits_refusal_is_ours_and_leaves_nothing(monkeypatch: pytest.MonkeyPa
 def test_the_installed_nbdkit_has_the_plugin() -> None:
     try:
         nbdkit = serve.find_nbdkit()
-    except Failure:
+    except OSError:
         pytest.skip("nbdkit is not installed")
     found = serve.environment(nbdkit)["PATH"].split(":")[0]
     assert subprocess.run([f"{found}/python3", "-c", ""], check=False).returncode == 0

@@ -1,0 +1,602 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The supervisor of one LUN: sees to it that /dev/nbdN has a living bridge behind it, whatever happens to either.
+
+It looks at what there is and mends what is missing: no bridge, so start one; no living socket in the kernel's device, so
+negotiate a new one and have the kernel take it. Starting and recovering are therefore the same. All waiting is done in one
+place, where the bridge's end, the kernel's word of a dead socket, uevents, signals and wishes from the control socket arrive.
+
+While the device has no living socket, the kernel's NBD timeout is set: requests that were under way then come back to the
+queue, and wait there without a sound. While it has one there is no timeout, so that a slow target is just slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..options import Options
+from . import child, command, control, handshake, holders, names, nbd, queue, service, state, sysfsview
+
+log = logging.getLogger("aoe_nbd")
+
+POLL = 2.0  # s between looks at the bridge's status
+THREADS = (
+    128  # requests of the kernel at once: all that its queue can hold, so that it never waits in the middle of one
+)
+START = 60.0  # s on top of connect-timeout in which a bridge must be ready
+DRAIN = 5.0  # s for the answers that are under way, before a planned end of the connection
+RETRY = 0.2  # s until the kernel is offered another socket, if it had not yet found the old one dead
+PLANNED = 1  # s of NBD timeout around a planned pause: what it cuts off is sent again after at most twice that
+SETTLE = 0.2  # s until most requests under way are ones that have begun with that timeout
+HEALTHY = 60.0  # s of life after which a bridge's end counts as the first
+DELAY_FIRST, DELAY_MOST = 0.5, 30.0  # s between starts of bridges that end at once
+_LOOK = 0.05  # s between looks for what nobody announces
+
+Spawn = Callable[[Sequence[str], Mapping[str, str]], child.Child]
+
+
+class SupervisorError(OSError):
+    """The LUN cannot be attached; the message is one sentence."""
+
+
+class Ending(Exception):
+    """The supervisor has been told to end."""
+
+
+@dataclass
+class Wish:
+    """What somebody asks for by the control socket."""
+
+    verb: str
+    force: bool = False
+    done: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+class Supervisor:
+    """Of `folder`'s LUN, with these parameters for its bridge. `run` it once."""
+
+    def __init__(
+        self, folder: state.Folder, options: state.Pairs, kernel: Any, watch: Any, spawn: Spawn = child.Child
+    ) -> None:
+        self.folder, self.address, self.options = folder, folder.address, options
+        self._kernel, self._watch, self._spawn = kernel, watch, spawn
+        parsed = Options()
+        for key, value in options:
+            parsed.set(key, value)
+        self._patience = nbd.FOREVER if parsed.on_dead.after is None else int(parsed.on_dead.after + START)
+        self._ready_within = parsed.connect_timeout + START
+        self._line: tuple[list[str], dict[str, str]] | None = None
+
+        self.state: state.State | None = None  # None: no device is connected yet
+        self.child: child.Child | None = None
+        self.linked = False  # the device has a living socket
+        self.held = False  # the target is silent, and its requests are to wait
+        self._loose = False  # the kernel has been given a timeout
+        self._failures, self._started = 0, 0.0
+        self._problem = ""
+        self._over, self._again = False, False
+        self._stopping, self._closing = False, False
+        self._wishes: deque[Wish] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._uevents: names.Uevents | None = None
+        self._bell, self._ear = socket.socketpair()
+        for end in (self._bell, self._ear):
+            end.setblocking(False)
+        self._selector.register(self._ear, selectors.EVENT_READ, self._hear)
+        self._selector.register(watch, selectors.EVENT_READ, self._links_died)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Until told to end. Returns whether to start over, with the program that is installed then.
+
+        Raises SupervisorError if the LUN cannot be attached in the first place; nothing is left of it then.
+        """
+        server = control.Server(
+            os.fspath(self.folder.supervisor),
+            {"status": lambda question: self.describe(), "detach": self._ask_detach, "restart": self._ask_restart},
+        )
+        try:
+            server.start()
+            self._recover()
+            while not self._over:
+                self._step()
+        except Ending:
+            self._stop()
+        except SupervisorError:
+            self._let_go()
+            raise
+        finally:
+            for wish in self._wishes:
+                wish.done.cancel()
+            server.close()
+            if self.child is not None:
+                self.child.kill()
+            self._selector.close()
+            if self._uevents is not None:
+                self._uevents.close()
+        return self._again
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """For SIGTERM and SIGINT. A second one changes nothing."""
+        self._stopping = not self._closing
+        self._ring()
+
+    def _recover(self) -> None:
+        """Find what an earlier supervisor has left: a bridge, which is ended, and a device, which is taken over."""
+        left = self.folder.state()
+        if left is not None and left.bridge and child.end_orphan(left.bridge, left.bridge_began):
+            log.warning("%s: a bridge was left over from an earlier supervisor: ended", self.address)
+        holding = nbd.holding(str(self.address), names.SYS)
+        if left is not None and left.index in holding:
+            self.state = left
+        elif holding:
+            self.state = state.State(
+                holding[0], nbd.size_of(holding[0], names.SYS), nbd.read_only(holding[0], names.SYS)
+            )
+        elif left is not None:
+            log.warning("%s: /dev/nbd%d does not hold it any more: starting afresh", self.address, left.index)
+        if self.state is not None:
+            log.info("%s: /dev/nbd%d holds it still: taking it over", self.address, self.state.index)
+            self._follow(self.state.index)
+
+    def _step(self) -> None:
+        """Mend one thing that is missing, or else wait for something to happen."""
+        if self.child is not None and self.child.ended:
+            self._bridge_ended()
+        elif self._wishes:
+            self._grant(self._wishes.popleft())
+        elif self.child is None:
+            self._start()
+        elif not self.linked and not self.held:
+            self._link()
+        else:
+            self._until(self._disturbed, POLL)
+            self._look()
+
+    def _disturbed(self) -> bool:
+        return (
+            bool(self._wishes)
+            or self.child is None
+            or self.child.ended
+            or (not self.linked and not self.held)
+            or self._over
+        )
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def _until(self, done: Callable[[], bool], seconds: float, every: float | None = None) -> bool:
+        """Let things happen until `done`, for at most `seconds`. With `every`, look that often for what nobody announces.
+
+        Raises Ending as soon as the supervisor is to end.
+        """
+        limit = time.monotonic() + seconds
+        while not done():
+            if self._stopping:
+                raise Ending
+            left = limit - time.monotonic()
+            if left <= 0:
+                return False
+            for key, _ in self._selector.select(left if every is None else min(left, every)):
+                key.data()
+        return True
+
+    def _ring(self) -> None:
+        """Wake the loop, from any thread or a signal handler."""
+        with contextlib.suppress(OSError):
+            self._bell.send(b"!")
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._ear.recv(4096):
+                pass
+
+    def _links_died(self) -> None:
+        if self._watch_says() and self.linked:
+            self._unlink(queue.TIMEOUT)
+
+    def _watch_says(self) -> bool:
+        return self.state is not None and self.state.index in self._watch.read()
+
+    def _renamed(self) -> None:
+        """The device or its partitions have changed."""
+        if self._uevents is not None and self.state is not None and self._uevents.changed():
+            self._attempt(lambda index: names.refresh(self.address, index))
+
+    def _attempt(self, what: Callable[[int], object]) -> None:
+        """Do something about the device that is no reason to stop if it fails."""
+        assert self.state is not None
+        try:
+            what(self.state.index)
+        except OSError as error:
+            log.warning("%s: %s", self.address, _sentence(error))
+
+    # -- the bridge --------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start a bridge, not too soon after one that has failed, and wait until it serves."""
+        if self._failures > 1:
+            self._until(lambda: bool(self._wishes), min(DELAY_MOST, DELAY_FIRST * 2 ** min(self._failures - 2, 10)))
+            if self._wishes:
+                return
+        for path in (self.folder.nbd, self.folder.control):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        pairs = [("target", str(self.address)), *self.options]
+        pairs += [("control", str(self.folder.control)), ("lock-memory", "true")]
+        self._line = self._line or command.supervised(self.folder.nbd, THREADS, pairs)
+        self.child = self._spawn(*self._line)
+        self._started = time.monotonic()
+        self._selector.register(self.child, selectors.EVENT_READ, lambda: None)
+        if self.state is not None:
+            self._save()
+        if not self._until(self._serves, self._ready_within, _LOOK):
+            self._fail(f"the bridge has not become ready within {self._ready_within:g} s")
+            self.child.kill()
+
+    def _serves(self) -> bool:
+        assert self.child is not None
+        return self.child.ended or self.folder.nbd.exists()
+
+    def _bridge_ended(self) -> None:
+        """It has died, or could not start. Without a device that was the attach."""
+        assert self.child is not None
+        sentence = self.child.last_word
+        self._forget_child()
+        if self.state is None:
+            raise SupervisorError(errno.EIO, sentence)
+        if self.linked:
+            self._unlink(queue.TIMEOUT)
+        self._failures = self._failures + 1 if time.monotonic() < self._started + HEALTHY else 1
+        self._fail(sentence)
+
+    def _forget_child(self) -> None:
+        if self.child is not None:
+            self._selector.unregister(self.child)
+            self.child.close()
+            self.child, self.held = None, False
+
+    def _ask(self, verb: str, **args: Any) -> dict[str, Any]:
+        """Ask the bridge. Raises ControlError."""
+        return control.Client(self.folder.control, f"bridge of {self.address}").ask(verb, **args)
+
+    def _look(self) -> None:
+        """See how the bridge does: whether its target is silent, or has grown; and whether the device is ours still."""
+        if self.state is None or self.child is None or self.child.ended or self._over:
+            return
+        if self.state.index not in nbd.holding(str(self.address), names.SYS):
+            log.warning("%s: somebody has disconnected /dev/nbd%d: ending", self.address, self.state.index)
+            self._clean(disconnect=False)
+            return
+        try:
+            status = self._ask("status")
+        except control.ControlError as error:
+            if not self.child.ended:
+                self._fail(_sentence(error))
+            return
+        self._show(lambda root: sysfsview.write(status, root))
+        if self.linked and not status.get("clients"):
+            self._unlink(queue.TIMEOUT)  # somebody else has taken the device from us, or the bridge's end of it is gone
+        lun = _lun(status)
+        self.held = lun.get("state") != "up" and lun.get("on_dead") == "hold"
+        if not self.linked:
+            return
+        self._fail("")
+        if self.held != self._loose:
+            self._reconfigure(timeout=queue.TIMEOUT if self.held else 0)
+        if lun.get("size_bytes", 0) > self.state.size and not self.held:
+            self._drain()  # and the next link has the new size
+
+    def _show(self, how: Callable[[Path], object]) -> None:
+        with contextlib.suppress(OSError):
+            how(state.root() / "sysfs")
+
+    # -- the kernel's device -----------------------------------------------------------------------------------------
+
+    def _link(self) -> None:
+        """Have the kernel's device served by the bridge there is."""
+        assert self.child is not None
+        try:
+            connection = handshake.connect(self.folder.nbd)
+        except handshake.HandshakeError as error:
+            if self.child.ended:
+                return
+            if self.state is None:
+                raise SupervisorError(error.errno, error.strerror) from None
+            self._fail(_sentence(error))
+            self.child.kill()
+            return
+        identity = self._identity()
+        try:
+            if self.state is None:
+                self._connect(connection, identity)
+            elif (objection := self._objection(connection, identity)) is not None:
+                self._fail(objection)
+                self._failures = max(2, self._failures)
+                self.child.end()
+            else:
+                self._reconnect(connection)
+        finally:
+            connection.close()
+
+    def _identity(self) -> list[str]:
+        """What must stay the same of a disk, "" where it cannot be told."""
+        try:
+            found = _lun(self._ask("status")).get("identity", {})
+        except control.ControlError:
+            found = {}
+        return [str(found.get(name, "")) for name in ("model", "serial", "wwn")]
+
+    def _objection(self, connection: handshake.Connection, identity: list[str]) -> str | None:
+        """Why what the bridge has found must not go on as what the device holds."""
+        assert self.state is not None
+        if self.state.identity and any(identity) and identity != self.state.identity:
+            (model, serial, _), (our_model, our_serial, _) = identity, self.state.identity
+            return (
+                f"another disk answers there (serial {serial!r}, model {model!r}; ours has {our_serial!r}, {our_model!r}); "
+                "it gets nothing from us"
+            )
+        if connection.size < self.state.size:
+            return f"its capacity has shrunk from {self.state.size} to {connection.size} bytes; requests wait"
+        if connection.flags & handshake.READ_ONLY and not self.state.read_only:
+            return "it has become read-only; requests wait"
+        return None
+
+    def _connect(self, connection: handshake.Connection, identity: list[str]) -> None:
+        index = self._kernel.connect(
+            connection.fd,
+            connection.size,
+            flags=connection.flags,
+            patience=self._patience,
+            backend=str(self.address),
+        )
+        self.state = state.State(
+            index,
+            connection.size,
+            bool(connection.flags & handshake.READ_ONLY),
+            options=[f"{key}={value}" for key, value in self.options],
+            identity=identity,
+            queue=queue.tune(index),
+            since=time.time(),
+        )
+        self._follow(index)
+        self._linked()
+        log.info("%s: attached as /dev/nbd%d, %d bytes", self.address, index, connection.size)
+
+    def _reconnect(self, connection: handshake.Connection) -> None:
+        """Have the kernel replace the dead socket. Before it has found that one dead it drops ours, and does not say so."""
+        assert self.state is not None
+        device, inode, old = f"/dev/nbd{self.state.index}", connection.inode, self.state.size
+        try:
+            self._kernel.reconfigure(
+                self.state.index,
+                str(self.address),
+                fd=connection.fd,
+                size=connection.size,
+                timeout=0,
+                patience=self._patience,
+            )
+        except nbd.NbdError as error:
+            if error.errno == errno.EINVAL:
+                log.warning("%s: %s was disconnected by somebody: starting afresh", self.address, device)
+                self.state = None
+            else:
+                self._fail(_sentence(error))
+                self._until(_never, DELAY_FIRST)
+            return
+        connection.close()
+        if not handshake.held(inode):
+            self._until(_never, RETRY)
+            return
+        self.state.size = connection.size
+        queue.tune(self.state.index)  # a new NBD timeout has reset the queue's
+        if connection.size != old:
+            log.info("%s: %s has grown from %d to %d bytes", self.address, device, old, connection.size)
+        pause = max(0.0, time.monotonic() - self.state.dead_since)
+        self._linked()
+        log.info("%s: %s goes on, after a pause of %.1f s", self.address, device, pause)
+
+    def _linked(self) -> None:
+        """The device has a living socket."""
+        assert self.state is not None
+        self.linked, self._loose, self._problem = True, False, ""
+        self.state.starts += 1
+        self.state.dead_since = 0.0
+        self._save()
+        self.folder.fail("")
+        self._attempt(lambda index: names.make(self.address, index))
+        service.notify(f"READY=1\nSTATUS=/dev/nbd{self.state.index}")
+
+    def _unlink(self, timeout: int) -> None:
+        """The device has lost its socket, or is about to: its requests are to wait for the next one."""
+        assert self.state is not None
+        self.linked = False
+        self.state.dead_since = time.monotonic()
+        self._save()
+        self._reconfigure(timeout=timeout)
+
+    def _reconfigure(self, *, timeout: int) -> None:
+        assert self.state is not None
+        try:
+            self._kernel.reconfigure(self.state.index, str(self.address), timeout=timeout)
+        except nbd.NbdError as error:
+            self._fail(_sentence(error))
+        else:
+            self._loose = timeout > 0
+            if not self._loose:
+                queue.tune(self.state.index)  # for it is 30 s in the queue now
+
+    def _drain(self) -> None:
+        """End the connection in order: what the bridge has been asked is answered, and the kernel keeps the rest."""
+        if self.state is None or not self.linked:
+            return
+        self._reconfigure(timeout=PLANNED)
+        self._until(lambda: not self.linked, SETTLE)
+        try:
+            self._ask("drain", timeout=DRAIN)
+        except control.ControlError as error:
+            log.info("%s: %s", self.address, _sentence(error))
+        if self.linked and self.child is not None:
+            self._until(lambda: not self.linked or self.child is None or self.child.ended, DRAIN)
+
+    def _follow(self, index: int) -> None:
+        """Keep the names of the device and its partitions right."""
+        if self._uevents is not None:
+            self._selector.unregister(self._uevents)
+            self._uevents.close()
+        self._uevents = names.Uevents(index)
+        self._selector.register(self._uevents, selectors.EVENT_READ, self._renamed)
+
+    def _save(self) -> None:
+        assert self.state is not None
+        self.state.bridge = None if self.child is None else self.child.pid
+        self.state.bridge_began = child.began(self.state.bridge) if self.state.bridge else 0
+        self.folder.save(self.state)
+
+    def _fail(self, sentence: str) -> None:
+        """Something is wrong, or not any more (""): said once."""
+        if sentence != self._problem:
+            self._problem = sentence
+            if sentence:
+                log.warning("%s: %s", self.address, sentence)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _users(self) -> list[str]:
+        return [] if self.state is None else holders.users(f"nbd{self.state.index}")
+
+    def _stop(self) -> None:
+        """Told to end by a signal: the device is given back if nobody uses it, and else waits for the next supervisor."""
+        users = self._users()
+        self._stopping, self._closing = False, True
+        if self.state is None:
+            self._clean()
+        elif users:
+            log.warning(
+                "%s: /dev/nbd%d is in use (%s): it stays, and its requests wait for the next start",
+                self.address,
+                self.state.index,
+                holders.sentence(users),
+            )
+            self._leave()
+        elif not nbd.flush(self.state.index):
+            log.warning("%s: /dev/nbd%d could not be flushed: it stays", self.address, self.state.index)
+            self._leave()
+        else:
+            self._clean()
+
+    def _leave(self) -> None:
+        """End the bridge, and leave the device to the kernel."""
+        self._drain()
+        if self.child is not None:
+            self.child.end()
+            self._forget_child()
+        if self.linked:
+            self._unlink(queue.TIMEOUT)
+        self._show(lambda root: sysfsview.down(self.address, root))
+
+    def _clean(self, force: bool = False, disconnect: bool = True) -> None:
+        """Detach it, and leave nothing. With `force` the bridge goes first: requests that wait for it fail then."""
+        if self.child is not None and force:
+            self.child.kill()
+        if self.state is not None:
+            if disconnect:
+                self._attempt(self._kernel.disconnect)
+            queue.restore(self.state.index, self.state.queue)
+            log.info("%s: detached from /dev/nbd%d", self.address, self.state.index)
+        self._let_go()
+        self.folder.remove()
+
+    def _let_go(self) -> None:
+        """End the bridge, and remove the names: what the device was, it is not any more."""
+        if self.child is not None:
+            self.child.end()
+            self._forget_child()
+        with contextlib.suppress(OSError):
+            names.remove(self.address, None if self.state is None else self.state.index)
+        self._show(lambda root: sysfsview.remove(self.address, root))
+        self.state, self.linked, self._over = None, False, True
+
+    # -- wishes ------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """How it stands, for the control socket."""
+        known, bridge = self.state, self.child
+        return {
+            "address": str(self.address),
+            "pid": os.getpid(),
+            "bridge": None if bridge is None else bridge.pid,
+            "state": "starting" if known is None else "held" if self.held else "up" if self.linked else "paused",
+            "problem": self._problem,
+            "index": None if known is None else known.index,
+            "device": None if known is None else f"/dev/nbd{known.index}",
+            "size_bytes": 0 if known is None else known.size,
+            "read_only": known is not None and known.read_only,
+            "options": [f"{key}={value}" for key, value in self.options],
+            "since": 0.0 if known is None else known.since,
+            "starts": 0 if known is None else known.starts,
+        }
+
+    def _ask_detach(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        return self._wish(Wish("detach", bool(question.get("force"))), control.seconds(question, 60.0))
+
+    def _ask_restart(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Answered before it is done, for who answers is restarted too: `starts` of `status` counts up."""
+        before = self.describe()
+        self._wishes.append(Wish("restart"))
+        self._ring()
+        return before
+
+    def _wish(self, wish: Wish, patience: float) -> dict[str, Any]:
+        self._wishes.append(wish)
+        self._ring()
+        try:
+            return wish.done.result(patience)
+        except (TimeoutError, CancelledError):
+            raise control.ControlError(errno.EBUSY, f"the supervisor of {self.address} is busy: try again") from None
+
+    def _grant(self, wish: Wish) -> None:
+        if wish.verb == "restart":
+            log.info("%s: restarting", self.address)
+            self._drain()
+            if self.child is not None:
+                self.child.end()
+                self._forget_child()
+            if self.linked:
+                self._unlink(PLANNED)
+            self._again = self._over = True
+            return
+        users = self._users()
+        if users and not wish.force:
+            sentence = f"{self.address} is in use: {holders.sentence(users)}"
+            wish.done.set_exception(control.ControlError(errno.EBUSY, sentence))
+            return
+        answer = self.describe()
+        self._clean(wish.force)
+        wish.done.set_result(answer)
+
+
+def _sentence(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _never() -> bool:
+    return False
+
+
+def _lun(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The one LUN of a bridge's status."""
+    luns = status.get("luns") or [{}]
+    return dict(luns[0])
