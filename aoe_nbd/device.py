@@ -368,7 +368,7 @@ class Device:
         self.engine.change(initiator, judge)
         if obstacle:
             then = "still quiesced, as before" if before else "resumed"
-            raise DeviceError(errno.ETIMEDOUT, f"{self.address} is not quiet after {timeout:g} s: {obstacle}; {then}")
+            raise DeviceError(errno.ETIMEDOUT, f"{self.address} is not quiet after {timeout:.3g} s: {obstacle}; {then}")
 
     def _unquiet(self, now: float) -> str:
         initiator = self.initiator

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         silence = "" if disks else nobody(engine, which, timeout)
         with show.waiting(f"trying frame sizes by {len(disks)} paths"):
             routes = try_sizes(engine, disks)
+    nics = examine([nic.name for nic in nics])  # the kernel tells of carrier up to a second late
     warnings = [*of_nics(nics), *of_routes(nics, routes), *of_disks(disks)]
     if args.json:
         found = {"interfaces": [asdict(nic) for nic in nics], "paths": [route.facts() for route in routes]}

@@ -20,13 +20,13 @@ from aoe_nbd.device import Device
 from aoe_nbd.engine import Engine
 from aoe_nbd.link import Accept, Link
 from aoe_nbd.wire.address import Address
-from lab import MIB, PATIENCE, Bridge, Host, Lan, Process, run, write_random
+from lab import PATIENCE, Bridge, Host, Lan, Process, write_random
+from load import SIZE, Load, flows, until
 from relay import Cable, Trouble
 from target_helpers import Client
 
 Start = Callable[..., Process]
 Bridging = Callable[..., Bridge]
-SIZE = 16 * MIB
 
 
 @pytest.fixture
@@ -61,55 +61,6 @@ def storage(trouble: Trouble) -> Host:
 def disk(folder: Path) -> Path:
     write_random(folder / "disk", SIZE, seed=1)
     return folder / "disk"
-
-
-class Load:
-    """fio, writing the whole disk in mixed blocks in random order, and reading back what it wrote a little later."""
-
-    def __init__(self, bridge: Bridge, folder: Path, rate: str = "4m") -> None:
-        self._folder = folder
-        self._job = [
-            *("fio", "--name=load", "--ioengine=nbd", f"--uri={bridge.uri()}", f"--size={SIZE}", "--iodepth=16"),
-            *("--rw=randwrite", "--bssplit=4k/60:32k/20:128k/20", "--blockalign=4k", "--randrepeat=1"),
-            *("--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0"),
-        ]
-        command = [
-            "setpriv",
-            "--pdeathsig=KILL",
-            "env",
-            "-C",
-            str(folder),
-            *self._job,
-            "--verify_backlog=32",
-            f"--rate={rate}",
-        ]
-        self._fio = Process("fio", command, folder / "fio.log")
-
-    def running(self) -> bool:
-        return self._fio.popen.poll() is None
-
-    def finish(self) -> None:
-        """It ended without an error, and at the very end everything is still there."""
-        try:
-            status = self._fio.popen.wait(120)
-        finally:
-            self._fio.stop(signal.SIGKILL)
-        assert status == 0, f"fio: status {status}\n{self._fio.output()}"
-        assert "err= 0" in self._fio.output()
-        run(*self._job, "--verify_only=1", cwd=self._folder, timeout=120)
-
-
-def until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    deadline = time.monotonic() + patience
-    while not true():
-        assert time.monotonic() < deadline, f"after {patience:.0f} s still not: {what}"
-        time.sleep(0.01)
-
-
-def flows(cable: Cable, frames: int = 20) -> None:
-    """Until so many more frames have come back through the cable."""
-    before = cable.stats()["from.passed"]
-    until(lambda: cable.stats()["from.passed"] >= before + frames, f"{frames} frames through {cable.name}")
 
 
 # -- the checks of the checks ----------------------------------------------------------------------------------------
