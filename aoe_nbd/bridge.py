@@ -46,12 +46,12 @@ def choose_interfaces(names: Sequence[str], option: str = "interface=") -> list[
     return up
 
 
-def open_links(names: Sequence[str]) -> list[Link]:
-    """Open the links of an initiator. Raises LinkError; then none stays open."""
+def open_links(names: Sequence[str], address: Address | None = None) -> list[Link]:
+    """Open the links of an initiator, of one LUN or of all. Raises LinkError; then none stays open."""
     links: list[Link] = []
     try:
         for name in choose_interfaces(names):
-            links.append(Link(name, Accept.RESPONSES))
+            links.append(Link(name, Accept.RESPONSES, address=address))
     except BaseException:
         for link in links:
             link.close()
@@ -100,7 +100,7 @@ class Bridge:
 
     def ready(self) -> None:
         """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
-        self.engine = Engine(open_links(self.options.interfaces), self._event)
+        self.engine = Engine(open_links(self.options.interfaces, self.options.address), self._event)
         if self.options.address is not None:
             self._open(self.options.address)
 

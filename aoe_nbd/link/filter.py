@@ -3,7 +3,8 @@
 
 Dropping in the kernel keeps a busy segment's other frames from waking us, and keeps two faults out for good: a target
 that answers responses (two of them ping-pong for ever), and acting on frames addressed to another host that a bridge
-or promiscuous NIC happens to show us.
+or promiscuous NIC happens to show us. A socket that is for one LUN only gets no frames of the others: a host runs a
+process a LUN, all on the same interface, and each answer would wake every one of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import ctypes
 import enum
 import socket
 import struct
+
+from ..wire.address import Address
 
 ETHERTYPE = 0x88A2
 
@@ -29,28 +32,28 @@ class Accept(enum.Enum):
     REQUESTS = "requests"
 
 
-def program(accept: Accept) -> bytes:
-    """The filter as an array of `struct sock_filter`."""
-    responses = accept is Accept.RESPONSES
-    # Each rule: (code, value, skip if true, skip if false), skips counted in instructions; the last two are the verdicts.
-    rules = [
-        (_LD, _PKTTYPE, 0, 0),
-        (_JEQ, _PACKET_OTHERHOST, 7, 0),
-        (_LDB, _VLAN_PRESENT, 0, 0),
-        (_JEQ, 0, 0, 5),
-        (_LDH, 12, 0, 0),
-        (_JEQ, ETHERTYPE, 0, 3),
-        (_LDB, 14, 0, 0),
-        (_JSET, _RESPONSE, 0 if responses else 1, 1 if responses else 0),
-        (_RET, 0xFFFFFFFF, 0, 0),
-        (_RET, 0, 0, 0),
+def program(accept: Accept, address: Address | None = None) -> bytes:
+    """The filter as an array of `struct sock_filter`; with `address`, for frames of that LUN only."""
+    # Each test: what to load, how to compare it with what, and the outcome that lets the frame pass.
+    tests = [
+        (_LD, _PKTTYPE, _JEQ, _PACKET_OTHERHOST, False),
+        (_LDB, _VLAN_PRESENT, _JEQ, 0, True),
+        (_LDH, 12, _JEQ, ETHERTYPE, True),
+        (_LDB, 14, _JSET, _RESPONSE, accept is Accept.RESPONSES),
     ]
+    if address is not None:
+        tests += [(_LDH, 16, _JEQ, address.shelf, True), (_LDB, 18, _JEQ, address.slot, True)]
+    rules = []  # (code, value, skip if true, skip if false), skips counted in instructions; the last two are the verdicts
+    for i, (load, at, compare, value, passes) in enumerate(tests):
+        drop = 2 * (len(tests) - 1 - i) + 1
+        rules += [(load, at, 0, 0), (compare, value, 0 if passes else drop, drop if passes else 0)]
+    rules += [(_RET, 0xFFFFFFFF, 0, 0), (_RET, 0, 0, 0)]
     return b"".join(struct.pack("HBBI", code, yes, no, value) for code, value, yes, no in rules)
 
 
-def attach(sock: socket.socket, accept: Accept) -> None:
+def attach(sock: socket.socket, accept: Accept, address: Address | None = None) -> None:
     """Filter `sock` from its next frame on."""
-    code = ctypes.create_string_buffer(program(accept))
+    code = ctypes.create_string_buffer(program(accept, address))
     sock.setsockopt(
         socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(code))
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..wire.address import Address
 from . import filter as bpf
 from .filter import Accept
 from .interfaces import Interface, interface, raw_sockets_hint
@@ -69,8 +70,8 @@ class Link:
     BATCH rows of ROW bytes, is where `send_run` takes headers from.
     """
 
-    def __init__(self, name: str, accept: Accept, slots: int = 512) -> None:
-        """Open interface `name`; the ring holds `slots` frames. Raises LinkError."""
+    def __init__(self, name: str, accept: Accept, slots: int = 512, address: Address | None = None) -> None:
+        """Open interface `name`, for frames of one LUN (`address`) or of all; the ring holds `slots`. Raises LinkError."""
         found = interface(name)
         if found is None:
             raise LinkError(errno.ENODEV, f"interface {name} does not exist: `ip link` lists those that do")
@@ -80,7 +81,7 @@ class Link:
             raise LinkError(errno.EINVAL, f"interface {name} is not an Ethernet interface")
         if not found.up:
             raise LinkError(errno.ENETDOWN, f"interface {name} is down: bring it up with `ip link set {name} up`")
-        self.name, self.accept = name, accept
+        self.name, self.accept, self.address = name, accept, address
         self.index, self.mac, self.mtu, self.up = found.index, found.mac, found.mtu, found.running
         self.failure = 0
         self._slots = slots
@@ -109,7 +110,7 @@ class Link:
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
             except PermissionError:  # needs CAP_NET_ADMIN; the unforced option is clipped to net.core.wmem_max
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-            bpf.attach(self._socket, self.accept)
+            bpf.attach(self._socket, self.accept, self.address)
             self._ring = Ring(self._socket, self.mtu, self._slots)
             self._socket.bind((self.name, bpf.ETHERTYPE))
         except OSError as error:

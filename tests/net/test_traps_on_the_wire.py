@@ -19,6 +19,7 @@ import nbd
 import pytest
 
 from aoe_nbd.link import Accept, Link, LinkError
+from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.codes import RESPONSE, AtaFlag, Command, MaskCommand, MaskDirectiveCommand, ReserveCommand
 from aoe_nbd.wire.frames import Config, MaskList, Reserve, build_header, build_request, parse_ata, parse_header
 from lab import MIB, PLUGIN, Bridge, Host, Lan, Process, Sniffer, run, write_random
@@ -209,19 +210,24 @@ def test_trap_15_two_bridges_share_one_vblade(disk: Path, vblade: Start, bridge:
     assert disk.read_bytes() == data
 
 
-def test_trap_24_the_kernel_keeps_from_us_what_is_not_for_us(initiator: Host, storage: Host) -> None:
-    """Our own frames, frames to other hosts on a promiscuous interface, requests, and whatever is not AoE."""
+@pytest.mark.parametrize("address", [None, Address(1, 0)])
+def test_trap_24_the_kernel_keeps_from_us_what_is_not_for_us(
+    initiator: Host, storage: Host, address: Address | None
+) -> None:
+    """Our own frames, frames to other hosts on a promiscuous interface, requests, other LUNs' answers, and what is not AoE."""
     initiator.ip("link", "set", initiator.interface, "promisc", "on")
     with initiator.entered():
-        link = Link(initiator.interface, Accept.RESPONSES)
+        link = Link(initiator.interface, Accept.RESPONSES, address=address)
     with storage.entered():
         theirs = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         theirs.bind((storage.interface, 0))
     mac, other = bytes.fromhex(initiator.mac.replace(":", "")), b"\x02" + b"\x99" * 5
     source = bytes.fromhex(storage.mac.replace(":", ""))
 
-    def frame(dst: bytes, tag: int, flags: int = RESPONSE, ethertype: bytes = b"\x88\xa2") -> bytes:
-        built = build_header(dst, source, 1, 0, 0, tag, flags) + bytes(36)
+    def frame(
+        dst: bytes, tag: int, flags: int = RESPONSE, ethertype: bytes = b"\x88\xa2", lun: tuple[int, int] = (1, 0)
+    ) -> bytes:
+        built = build_header(dst, source, *lun, 0, tag, flags) + bytes(36)
         return built[:12] + ethertype + built[14:]
 
     link.send(frame(mac, 1))  # our own, and even to ourselves
@@ -235,12 +241,14 @@ def test_trap_24_the_kernel_keeps_from_us_what_is_not_for_us(initiator: Host, st
     ):
         theirs.send(unwanted)
     theirs.send(frame(mac, 8))
+    theirs.send(frame(mac, 10, lun=(1, 1)))
+    theirs.send(frame(mac, 11, lun=(257, 0)))
     theirs.send(frame(b"\xff" * 6, 9))
     got: list[int] = []
     while 9 not in got:
         got += [parse_header(f).tag for f in link.receive()]
         link.release()
-    assert got == [8, 9]
+    assert got == ([8, 9] if address else [8, 10, 11, 9])
     theirs.close()
     link.close()
     with initiator.entered(), pytest.raises(LinkError, match="interface lo is the loopback"):
