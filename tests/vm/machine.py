@@ -186,6 +186,11 @@ class Machine:
             self.assert_running()
             assert time.monotonic() < deadline, f"the machine did not start in {PATIENCE:.0f} s:\n{self.log()}"
 
+    def reboot(self) -> None:
+        """Have systemd end everything in order and start again."""
+        self.run("systemctl --no-block reboot")
+        self.wait_until_ready()
+
     def _receive(self) -> None:
         with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
             for line in lines:

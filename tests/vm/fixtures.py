@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The fixtures of these tests, and how a run is shown. (conftest.py has them from here: mypy takes one file of that name.)"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import PYTHON, Process
+from machine import ROOT, Machine, Segment, build_images
+
+HERE = Path(__file__).parent
+PACKAGES = ROOT / "build" / "packages"  # where the machines see them too, in their checkout
+IN_MACHINE = Path("/root/checkout")
+LIMIT = 1800  # s a test: only one that hangs takes so long
+
+_reports: list[pytest.TestReport] = []
+_shown: list[str] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # So that a terminated run takes its machines and namespaces down just as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(LIMIT))
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="the network of a machine needs root: sudo scripts/lab"))
+
+
+@pytest.hookimpl(hookwrapper=True)  # type: ignore[untyped-decorator]
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
+    outcome: Any = yield
+    report = outcome.get_result()
+    if HERE not in item.path.parents:
+        return
+    if report.when == "call" or not report.passed:
+        _reports.append(report)
+    if report.failed:
+        item.stash[_FAILED] = True
+        for process in Process.running:
+            report.sections.append((f"log of {process.name}", process.output()[-20000:]))
+        if Rack.machine is not None:
+            report.sections.append(("console of the machine", Rack.machine.log()[-20000:]))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _reports:
+        terminalreporter.section("the VM lab")
+        for report in _reports:
+            name = report.nodeid.rpartition("/")[2]
+            terminalreporter.write_line(f"{report.outcome:8} {report.duration:6.1f} s  {name}")
+        for text in _shown:
+            terminalreporter.write_line(text)
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+class Rack:
+    """The machine that is on: one at a time, since two would share the memory and the processors of a small host."""
+
+    machine: Machine | None = None  # for the report of a failure
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        self._kind: tuple[object, ...] = ()
+        self.segment: Segment | None = None
+
+    def say(self, text: str) -> None:
+        """A line about the progress of a run that takes minutes."""
+        with self._capture.global_and_fixture_disabled():
+            self._terminal.write_line(f"\n[{time.strftime('%H:%M:%S')}] {text}")
+
+    def get(self, image: str, *, memory: int = 768, systemd: bool = False, package: Path | None = None) -> Machine:
+        """The machine of that kind: the one that is on, or another."""
+        kind = (image, memory, systemd, package)
+        if self._kind == kind and Rack.machine is not None:
+            return Rack.machine
+        self.clear()
+        began = time.monotonic()
+        self.segment = Segment()
+        machine = Rack.machine = Machine(image=image, memory=memory, systemd=systemd, segment=self.segment)
+        self.say(f"a machine ({image}, {memory} MiB{', systemd' if systemd else ''}) is up after {seconds(began)}")
+        if package is not None:
+            began = time.monotonic()
+            machine.sh(f"dpkg -i {inside(package)}")
+            self.say(f"installed {package.name} in {seconds(began)}")
+        self._kind = kind
+        return machine
+
+    def clear(self) -> None:
+        """Switch it off."""
+        self._kind = ()
+        if Rack.machine is not None:
+            Rack.machine.close()
+            Rack.machine = None
+        if self.segment is not None:
+            self.segment.close()
+            self.segment = None
+
+
+def seconds(began: float) -> str:
+    return f"{time.monotonic() - began:.1f} s"
+
+
+def inside(path: Path) -> Path:
+    """Where a machine sees a file of the checkout."""
+    return IN_MACHINE / path.relative_to(ROOT)
+
+
+@pytest.fixture(scope="session")
+def rack(request: pytest.FixtureRequest) -> Iterator[Rack]:
+    rack = Rack(request.config)
+    with rack._capture.global_and_fixture_disabled():  # how far it is
+        build_images()
+    yield rack
+    rack.clear()
+
+
+@pytest.fixture(scope="session")
+def package(rack: Rack) -> Path:
+    """The project's Debian package, of the checkout as it is."""
+    return build_package()
+
+
+def build_package(*options: str) -> Path:
+    built = subprocess.run(
+        [PYTHON, ROOT / "scripts" / "build-deb", "--output", PACKAGES, *options], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Path(built.stdout.strip())
+
+
+def _discard_after_failure(request: pytest.FixtureRequest, rack: Rack) -> None:
+    """What a failed test has left in the machine is not the next one's trouble."""
+    if request.node.stash.get(_FAILED, False):
+        rack.clear()
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, rack: Rack, package: Path) -> Iterator[Machine]:
+    """A machine with all programs, and the package, but no systemd running."""
+    yield rack.get("full", package=package)
+    _discard_after_failure(request, rack)
+
+
+@pytest.fixture
+def small_vm(request: pytest.FixtureRequest, rack: Rack, package: Path) -> Iterator[Machine]:
+    """The same with little memory."""
+    yield rack.get("full", memory=320, package=package)
+    _discard_after_failure(request, rack)
+
+
+class Target(Process):
+    """A target on the host's side that can be killed, and started again as it was."""
+
+    def __init__(self, name: str, command: list[str], log: Path, ready: str) -> None:
+        self._start = (name, command, log, {"PYTHONPATH": str(ROOT)})
+        self._ready = ready
+        super().__init__(*self._start)
+        self.wait_for(ready)
+
+    def kill(self) -> None:
+        """As a power failure does: without a word."""
+        self.popen.kill()
+        self.popen.wait()
+        Process.running.remove(self)
+
+    def start_again(self) -> None:
+        Process.__init__(self, *self._start)
+        self.wait_for(self._ready)
+
+    def end(self) -> None:
+        if self in Process.running:
+            self.kill()
+
+
+class Storage:
+    """The host's side: disks, and targets that export them to the machine."""
+
+    def __init__(self, rack: Rack) -> None:
+        self._rack = rack
+        self.folder = Path(tempfile.mkdtemp(prefix="aoe-vm-disks-", dir="/var/tmp"))
+        self._targets: list[Target] = []
+
+    @property
+    def segment(self) -> Segment:
+        assert self._rack.segment is not None, "ask for a machine first"
+        return self._rack.segment
+
+    def disk(self, name: str = "disk", mib: int = 64) -> Path:
+        """A new empty disk."""
+        path = self.folder / name
+        with path.open("wb") as file:
+            file.truncate(mib << 20)
+        return path
+
+    def vblade(self, file: Path, *options: object, slot: int = 0) -> Target:
+        """Debian's vblade, exporting it as e1.<slot>."""
+        return self._start("vblade", "sectors O_", slot, "vblade", "-b", 64, *options, 1, slot, self.segment.interface, file)
+
+    def target(self, file: Path, *options: object, slot: int = 0) -> Target:
+        """Our target, exporting it as e1.<slot>."""
+        where = ("--shelf", 1, "--slot", slot, "--interface", self.segment.interface)
+        return self._start("target", f"serving e1.{slot}", slot, PYTHON, "-m", "aoe_nbd.target", *where, *options, file)
+
+    def _start(self, kind: str, ready: str, slot: int, *words: object) -> Target:
+        log = self.folder / f"{kind}-{slot}.log"
+        target = Target(f"{kind} e1.{slot}", self.segment.command(*words), log, ready)
+        self._targets.append(target)
+        return target
+
+    def close(self) -> None:
+        for target in self._targets:
+            target.end()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def storage(rack: Rack) -> Iterator[Storage]:
+    storage = Storage(rack)
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def show() -> Any:
+    """show(text): at the end of the run, whatever the outcome."""
+    return _shown.append
