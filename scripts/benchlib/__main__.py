@@ -35,7 +35,7 @@ def main() -> int:
     args = parser.parse_args(with_name(sys.argv[1:]))
     try:
         args.run(args)
-    except Failed as error:
+    except (Failed, AssertionError) as error:  # the latter is how the tests' laboratory says that a program failed
         sys.exit(f"scripts/bench: {error}")
     except KeyboardInterrupt:
         return 130

@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DEPTH_MOST = 256, CHUNK = 1 << 20, SAMPLES = 4 << 20, SOCKETS_MOST = 1024 };
+enum { DEPTH_MOST = 256, CHUNK = 1 << 20, SAMPLES = 4 << 20, SOCKETS_MOST = 1024, TENTH = 100 };
 enum { OPT_GO = 7, REP_ACK = 1, REP_INFO = 3, CMD_READ = 0, CMD_WRITE = 1, CMD_DISC = 2 };
 static const uint64_t HELLO = 0x49484156454f5054, REPLY_OPT = 0x3e889045565a9;
 static const uint32_t REQUEST = 0x25609513, SIMPLE = 0x67446698;
@@ -41,7 +41,7 @@ struct connection {
 static int writes, at_random, depth;
 static size_t size;
 static uint8_t *payload, *chunk;
-static uint32_t *waits;
+static uint32_t *waits;  // tenths of a microsecond
 static uint64_t done, t, end, total_wait;
 static unsigned seed = 1;
 
@@ -157,7 +157,7 @@ static void take(struct connection *c) {
     }
     if (!c->skip) {
       uint64_t wait = t - c->sent[c->reply.cookie];
-      waits[done++ % SAMPLES] = wait > UINT32_MAX ? UINT32_MAX : wait;
+      waits[done++ % SAMPLES] = wait / TENTH;
       total_wait += wait;
       c->under_way--;
       cookies[freed++] = c->reply.cookie;
@@ -220,7 +220,7 @@ int main(int count, char **words) {
   used = cpu() - used;
   size_t samples = done < SAMPLES ? done : SAMPLES;
   qsort(waits, samples, sizeof *waits, ascending);
-#define AT(p) (waits[(size_t)(p * (samples - 1))] / 1e3)
+#define AT(p) (waits[(size_t)(p * (samples - 1))] / 10.0)
   printf("{\"seconds\": %.6f, \"bytes\": %llu, \"operations\": %llu, \"cpu\": %.6f, \"mean_us\": %.2f, \"p50_us\": %.2f, "
          "\"p99_us\": %.2f, \"p999_us\": %.2f}\n",
          seconds, (unsigned long long)done * size, (unsigned long long)done, used, total_wait / 1e3 / done, AT(0.5),

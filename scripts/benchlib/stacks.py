@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,7 @@ from lab import PLUGIN, PYTHON, ROOT, Bridge, Host, Lan, Process
 from .measure import Failed, Run, observe, tool
 
 WINDOW = 64  # buffers of either target, and the floor's window
+AT_ONCE = 8  # bridges that are starting
 _PORTAL, _NAME = "10.0.0.2", "iqn.2001-04.com.example:disk"
 
 
@@ -82,15 +84,20 @@ class Stack:
         self.processes[label] = process.pid
         return process
 
-    def serve(self, label: str, command: Callable[[Path], Sequence[object]]) -> str:
-        """Run an NBD server on a Unix socket at the near host, wait for it, and return its socket."""
+    def launch(self, label: str, command: Callable[[Path], Sequence[object]]) -> Bridge:
+        """Start an NBD server on a Unix socket at the near host."""
         socket = self.places.file("nbd", "sock")
         log = self.places.file(label.split()[0], "log")
         server = Bridge(self.near.command(*self.places.near(*command(socket))), socket, log)
         self._ends.callback(end, server)
-        server.wait_for_socket(socket)
         self.processes[label] = server.pid
-        return str(socket)
+        return server
+
+    def serve(self, label: str, command: Callable[[Path], Sequence[object]]) -> str:
+        """Start an NBD server, wait for it, and return its socket."""
+        server = self.launch(label, command)
+        server.wait_for_socket(server.socket)
+        return str(server.socket)
 
     @property
     def uri(self) -> str:
@@ -122,8 +129,7 @@ class Aoe(Stack):
         try:
             for slot in range(exports if who == "vblade" else 1):
                 self._target(slot, exports)
-            for slot in range(bridges):
-                self.bridge(slot)
+            self.bridges(bridges)
         except BaseException:
             self.close()
             raise
@@ -144,10 +150,19 @@ class Aoe(Stack):
         """The plugin and its parameters, for nbdkit."""
         return ["python", PLUGIN, f"interface={self.near.interface}", f"target=e1.{slot}"]
 
-    def bridge(self, slot: int) -> None:
-        """One more, for e1.<slot>."""
-        label = "bridge" if not self.sockets else f"bridge {slot}"
-        self.sockets.append(self.serve(label, lambda socket: ["nbdkit", "-f", "-U", socket, *self.plugin(slot)]))
+    def bridges(self, count: int) -> None:
+        """Bridges for e1.0 and up, some started at once; return when all of them listen."""
+        for first in range(0, count, AT_ONCE):
+            servers = [
+                self.launch(f"bridge {slot}" if slot else "bridge", partial(self._bridge, slot))
+                for slot in range(first, min(count, first + AT_ONCE))
+            ]
+            for server in servers:
+                server.wait_for_socket(server.socket)
+                self.sockets.append(str(server.socket))
+
+    def _bridge(self, slot: int, socket: Path) -> Sequence[object]:
+        return ["nbdkit", "-f", "-U", socket, *self.plugin(slot)]
 
     @property
     def uri(self) -> str:
@@ -168,10 +183,9 @@ class Aoe(Stack):
         depth: int,
         order: str = "sequential",
         size: int = 0,
-        luns: int = 1,
     ) -> Run:
-        """The light NBD client, through the bridges of the first `luns`."""
-        words = (self.places.folder / "nbdload", way, order, request, depth, seconds, size, *self.sockets[:luns])
+        """The light NBD client, through all bridges at once."""
+        words = (self.places.folder / "nbdload", way, order, request, depth, seconds, size, *self.sockets)
         return self.run(lambda: tool([*self.client(), *words], "client"))
 
 
