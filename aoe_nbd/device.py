@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from .core.exchange import Answer, Exchange
-from .core.initiator import HOLD, Event, Initiator, OnDead
+from .core.initiator import Event, Initiator
 from .core.path import PathState
+from .core.policy import HOLD, OnDead
 from .core.request import Kind, Request
 from .engine import Engine
 from .wire.address import Address, format_mac

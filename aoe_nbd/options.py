@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .core.initiator import FAIL, HOLD, OnDead
+from .core.policy import FAIL, HOLD, OnDead
 from .wire.address import Address, parse_address, parse_mac, parse_shelf, parse_slot
 
 

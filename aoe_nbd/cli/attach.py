@@ -180,9 +180,9 @@ def _agree(folder: Folder, given: Pairs, status: dict[str, Any]) -> None:
 
 def _begin(folder: Folder, given: Pairs) -> dict[str, Any]:
     """Start a supervisor, and wait for its device."""
-    from ..host import nbd, service
+    from ..host import disks, service
 
-    paused = nbd.holding(str(folder.address))
+    paused = disks.holding(str(folder.address))
     if paused:
         warn("attach", f"{folder.address} was left without a supervisor: going on with /dev/nbd{paused[0]}")
         if given:
@@ -202,13 +202,13 @@ def _begin(folder: Folder, given: Pairs) -> dict[str, Any]:
 
 def _undo(folder: Folder, before: dict[str, int], persist: bool) -> None:
     """Leave nothing of an attach that has failed, but what was there before it."""
-    from ..host import nbd, service
+    from ..host import disks, service
 
     if persist and service.managed():
         return
     with contextlib.suppress(OSError):
         service.stop(folder)
-    if nbd.holding(str(folder.address)):
+    if disks.holding(str(folder.address)):
         folder.hold(before)
     else:
         folder.remove()

@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
 
 def detach(address: Address, holder: str | None, force: bool = False) -> dict[str, int]:
     """Drop what `holder` (None: everybody) has attached. Returns who holds it still. Raises Failure and OSError."""
-    from ..host import nbd
+    from ..host import disks
     from ..host.state import Folder
 
     folder = Folder(address)
     with folder.changing():
         holders = folder.holders()
-        device = nbd.holding(str(address))
+        device = disks.holding(str(address))
         if folder.state() is None and not device and folder.running() is None and not holders:
             raise Failure(f"{address} is not attached")
         left = _without(address, holders, holder)
@@ -78,10 +78,10 @@ def _without(address: Address, holders: dict[str, int], holder: str | None) -> d
 
 def _end(folder: Folder, force: bool) -> None:
     """Detach it for good, with its supervisor's help or without."""
-    from ..host import control, holders, nbd, service
+    from ..host import control, disks, holders, service
 
     address = folder.address
-    devices = nbd.holding(str(address))
+    devices = disks.holding(str(address))
     if not force:
         for index in devices:
             users = holders.users(f"nbd{index}")
@@ -89,7 +89,7 @@ def _end(folder: Folder, force: bool) -> None:
                 raise Failure(
                     f"{address} is in use: {holders.sentence(users)}; end that first (--force would make it fail)"
                 )
-            if not nbd.flush(index):
+            if not disks.flush(index):
                 raise Failure(
                     f"/dev/nbd{index} could not be flushed: its target may be dead, see `aoe-nbd status {address}`; "
                     f"wait for it, or give up what is not written by --force"
@@ -108,13 +108,15 @@ def _end(folder: Folder, force: bool) -> None:
 
 def _sweep(folder: Folder) -> None:
     """What the supervisor has not done, because there was none or it did not answer."""
-    from ..host import child, names, nbd, queue, state, sysfsview
+    from ..host import child, disks, names, queue, state, sysfsview
 
     known = folder.state()
     if known is not None and known.bridge:
         child.end_orphan(known.bridge, known.bridge_began)
-    devices = nbd.holding(str(folder.address))
+    devices = disks.holding(str(folder.address))
     if devices:
+        from ..host import nbd
+
         kernel = nbd.Kernel()
         for index in devices:
             with contextlib.suppress(nbd.NbdError):  # disconnected already, and only open still

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(folder: Folder) -> dict[str, Any] | None:
     """What is known of one disk; None if it is not attached."""
-    from ..host import control, nbd
+    from ..host import control, disks
 
     holders = folder.holders()
     pid = folder.running()
@@ -63,14 +63,14 @@ def _one(folder: Folder) -> dict[str, Any] | None:
     else:
         answer = {"state": "stale", "problem": folder.failure()}
     known = folder.state()
-    device = nbd.holding(str(folder.address)) if known is None else [known.index]
+    device = disks.holding(str(folder.address)) if known is None else [known.index]
     if pid is None and not device and not holders:
         return None
     return {
         "address": str(folder.address),
         "device": f"/dev/nbd{device[0]}" if device else None,
-        "size_bytes": nbd.size_of(device[0]) if device else 0,
-        "read_only": bool(device) and nbd.read_only(device[0]),
+        "size_bytes": disks.size_of(device[0]) if device else 0,
+        "read_only": bool(device) and disks.read_only(device[0]),
         "state": answer["state"],
         "problem": answer["problem"],
         "holders": holders,

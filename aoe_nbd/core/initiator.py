@@ -19,7 +19,7 @@ import errno
 import heapq
 import random
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..wire.address import Address
@@ -28,7 +28,6 @@ from ..wire.frames import ATA_DTYPE, ATA_SIZE, HEADER, HEADER_SIZE, Config, Fram
 from ..wire.identify import SIZE as IDENTIFY_SIZE
 from ..wire.identify import Identify
 from .constants import (
-    DEAD_AFTER,
     KEEPALIVE,
     PROBE_MIN,
     PROBE_OUT_FIRST,
@@ -43,6 +42,7 @@ from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies, Run
 from .flight import FOREVER, Class, Flight
 from .lock import IntervalLock, Range
 from .path import Path, PathState
+from .policy import HOLD, OnDead
 from .reply import OK, aoe_refusal, ata_verdict
 from .request import CHANGES, RANGED, Kind, Request
 
@@ -58,27 +58,7 @@ class Event(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class OnDead:
-    """What becomes of requests while no path answers: they wait (`after` None) or fail so many seconds after the last answer."""
-
-    after: float | None = None
-
-    @property
-    def limit(self) -> float:
-        """Seconds without an answer, until the target counts as dead."""
-        return DEAD_AFTER if self.after is None else self.after
-
-    def __str__(self) -> str:
-        if self.after is None:
-            return "hold"
-        return "fail" if self.after == DEAD_AFTER else f"fail-after={self.after:g}"
-
-
 _REGISTER, _STATUS = ATA_DTYPE.fields["error_feature"][1], ATA_DTYPE.fields["command_status"][1]  # type: ignore[index]
-
-HOLD = OnDead()
-FAIL = OnDead(DEAD_AFTER)
 
 
 class Identity(NamedTuple):

@@ -15,14 +15,12 @@ import os
 import subprocess
 from collections.abc import Sequence
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
-# Not at the top of what every verb imports: this alone takes a fifth of a second.
+# A fifth of a second, so this module is for the supervisor; what sysfs tells is `disks`'s to say.
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NetlinkError, genlmsg, nla
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
-SYS = Path("/sys")
 FAMILY, VERSION, GROUP = "nbd", 1, "nbd_mc_group"
 BLOCK = 512  # logical block size: partition tables and file systems of AoE disks count in 512-byte sectors
 FOREVER = 1_000_000_000  # s of patience, for on-dead=hold: thirty years
@@ -225,42 +223,3 @@ class Watch:
 
     def close(self) -> None:
         self._socket.close()
-
-
-def holding(backend: str, sys: Path = SYS) -> list[int]:
-    """The indices of the devices that hold `backend`."""
-    found = []
-    for path in (sys / "block").glob("nbd*/backend"):
-        with contextlib.suppress(OSError):
-            if path.read_text().strip() == backend:
-                found.append(int(path.parent.name[3:]))
-    return sorted(found)
-
-
-def size_of(index: int, sys: Path = SYS) -> int:
-    """Capacity in bytes; 0 if it is not connected, or not there."""
-    try:
-        return int((sys / "block" / f"nbd{index}" / "size").read_text()) * 512
-    except (OSError, ValueError):
-        return 0
-
-
-def read_only(index: int, sys: Path = SYS) -> bool:
-    """Whether the kernel takes no writes for it."""
-    try:
-        return (sys / "block" / f"nbd{index}" / "ro").read_text().strip() == "1"
-    except OSError:
-        return False
-
-
-def flush(index: int, patience: float = 30.0) -> bool:
-    """Have what is dirty written and the target's cache flushed; whether that was done within `patience` s.
-
-    By a process of its own: one that waits for a dead target cannot be ended by anybody, and is left to its fate.
-    """
-    process = subprocess.Popen(["sync", f"/dev/nbd{index}"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        return process.wait(patience) == 0
-    except subprocess.TimeoutExpired:
-        process.returncode = 0  # or its end would be waited for
-        return False

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any
 
 from ..options import Options
-from . import child, command, control, handshake, holders, names, nbd, queue, service, state, sysfsview
+from . import child, command, control, disks, handshake, holders, names, nbd, queue, service, state, sysfsview
 
 log = logging.getLogger("aoe_nbd")
 
@@ -139,13 +139,11 @@ class Supervisor:
         left = self.folder.state()
         if left is not None and left.bridge and child.end_orphan(left.bridge, left.bridge_began):
             log.warning("%s: a bridge was left over from an earlier supervisor: ended", self.address)
-        holding = nbd.holding(str(self.address), names.SYS)
+        holding = disks.holding(str(self.address))
         if left is not None and left.index in holding:
             self.state = left
         elif holding:
-            self.state = state.State(
-                holding[0], nbd.size_of(holding[0], names.SYS), nbd.read_only(holding[0], names.SYS)
-            )
+            self.state = state.State(holding[0], disks.size_of(holding[0]), disks.read_only(holding[0]))
         elif left is not None:
             log.warning("%s: /dev/nbd%d does not hold it any more: starting afresh", self.address, left.index)
         if self.state is not None:
@@ -276,7 +274,7 @@ class Supervisor:
         """See how the bridge does: whether its target is silent, or has grown; and whether the device is ours still."""
         if self.state is None or self.child is None or self.child.ended or self._over:
             return
-        if self.state.index not in nbd.holding(str(self.address), names.SYS):
+        if self.state.index not in disks.holding(str(self.address)):
             log.warning("%s: somebody has disconnected /dev/nbd%d: ending", self.address, self.state.index)
             self._clean(disconnect=False)
             return
@@ -491,7 +489,7 @@ class Supervisor:
                 holders.sentence(users),
             )
             self._leave()
-        elif not nbd.flush(self.state.index):
+        elif not disks.flush(self.state.index):
             log.warning("%s: /dev/nbd%d could not be flushed: it stays", self.address, self.state.index)
             self._leave()
         else:

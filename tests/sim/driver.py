@@ -12,7 +12,8 @@ import numpy as np
 from aoe_nbd.core import batch, encode
 from aoe_nbd.core.constants import WINDOW_MOST
 from aoe_nbd.core.copies import FLYING, GHOST, LOST, MASK, PROBED, Run
-from aoe_nbd.core.initiator import Initiator, OnDead
+from aoe_nbd.core.initiator import Initiator
+from aoe_nbd.core.policy import OnDead
 from aoe_nbd.core.request import CHANGES, Request
 from aoe_nbd.wire.address import Address
 from aoe_nbd.wire.frames import Config

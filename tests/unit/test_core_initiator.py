@@ -15,8 +15,9 @@ import pytest
 
 from aoe_nbd.core.constants import DEAD_AFTER, KEEPALIVE, QUARANTINE, RTO_INITIAL, RTO_MIN
 from aoe_nbd.core.copies import SIZE
-from aoe_nbd.core.initiator import FAIL, HOLD, Initiator, OnDead
+from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.core.path import PathState
+from aoe_nbd.core.policy import FAIL, HOLD, OnDead
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import RESPONSE, SECTOR, AoeError, Ata, Command
 from aoe_nbd.wire.frames import Config, build_header, parse_header

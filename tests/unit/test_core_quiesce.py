@@ -8,7 +8,8 @@ import errno
 import pytest
 
 from aoe_nbd.core.constants import DEAD_AFTER, QUARANTINE
-from aoe_nbd.core.initiator import FAIL, HOLD, Initiator, OnDead
+from aoe_nbd.core.initiator import Initiator
+from aoe_nbd.core.policy import FAIL, HOLD, OnDead
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import SECTOR, Ata
 from inmemory import Lan, Port, read_request, write_request

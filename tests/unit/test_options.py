@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aoe_nbd.core.initiator import FAIL, HOLD, OnDead
+from aoe_nbd.core.policy import FAIL, HOLD, OnDead
 from aoe_nbd.options import PARAMETERS, OptionError, Options, parse_on_dead
 from aoe_nbd.wire.address import Address
 
