@@ -13,7 +13,7 @@ from aoe_nbd.core.request import Kind, Request
 
 from .checker import Value, Violation, Write
 from .ether import MARK, REPEAT, data_of
-from .scenario import Op
+from .scenario import OPERATOR, Op
 
 if TYPE_CHECKING:
     from .world import World
@@ -218,6 +218,8 @@ class Client:
         world = self.world
         lock = Request(Kind.LOCK, op.lba, op.count)
         yield lock
+        if any(other.client == OPERATOR for other in world.scenario.ops):
+            yield 1e-3  # its thread is slow to go on, and holds the lock meanwhile
         for sector in () if lock.error else dict.fromkeys((op.lba, op.lba + op.count - 1)):
             epoch = world.target.disk.epoch
             values = yield from self._reading(op, sector, 1, lock)
