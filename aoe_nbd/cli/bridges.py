@@ -12,6 +12,8 @@ from ..wire.address import Address
 from .failure import Failure
 from .words import address
 
+_SERVED = ".control"  # how the control socket of a bridge that `serve` has started ends, beside attached disks' folders
+
 
 class Bridge(NamedTuple):
     """One bridge. `address` is the LUN that is meant, None for all that it serves."""
@@ -50,12 +52,15 @@ def chosen(args: argparse.Namespace) -> list[Bridge]:
     if which is not None:
         return [_of(which)]
     found = [_of(folder.address) for folder in state.folders()]
+    found += [Bridge(None, Client(path, f"bridge at {path}")) for path in sorted(state.root().glob(f"*{_SERVED}"))]
     if not found:
-        raise Failure(
-            f"no disk is attached here (there is none in {state.root()}); --control PATH names another bridge"
-        )
+        raise Failure(f"no bridge runs here (there is none in {state.root()}); --control PATH names one elsewhere")
     return found
 
 
 def _of(which: Address) -> Bridge:
-    return Bridge(which, Client(state.Folder(which).control, f"bridge of {which}"))
+    """The bridge of an attached disk, or the one that `serve` has started."""
+    folder = state.Folder(which)
+    served = state.root() / f"{which}{_SERVED}"
+    control = served if served.exists() and not folder.control.exists() else folder.control
+    return Bridge(which, Client(control, f"bridge of {which}"))

@@ -106,6 +106,9 @@ def plan(args: argparse.Namespace, nbdkit: str) -> Plan:
         if len(os.fsencode(path)) > _SOCKET_MOST:
             raise Failure(f"{path} is too long for a Unix socket: at most {_SOCKET_MOST} bytes")
         command += ["--unix", path]
+        control = f"{path.removesuffix('.sock')}.control"  # where `aoe-nbd status` looks
+        if args.control is None and len(os.fsencode(control)) <= _SOCKET_MOST:
+            pairs.insert(0, f"control={control}")
         if not args.foreground and not any(re.match("-P|--pid", word) for word in before):
             pidfile = f"{path.removesuffix('.sock')}.pid"
             command += ["--pidfile", pidfile]

@@ -36,7 +36,8 @@ def test_the_command() -> None:
     assert plan("e1.0", "-i", "eth0,eth1", "--mac", "02:00:00:00:00:01").command == [
         *("/usr/bin/nbdkit", "--threads", "16"),
         *("--unix", "/run/aoe-nbd/e1.0.sock", "--pidfile", "/run/aoe-nbd/e1.0.pid"),
-        *("python", str(PLUGIN), "target=e1.0", "interface=eth0,eth1", "mac=02:00:00:00:00:01"),
+        *("python", str(PLUGIN), "control=/run/aoe-nbd/e1.0.control", "target=e1.0"),
+        *("interface=eth0,eth1", "mac=02:00:00:00:00:01"),
     ]
 
 
@@ -48,7 +49,10 @@ def test_in_the_foreground_there_is_no_pidfile() -> None:
 
 def test_every_export() -> None:
     found = plan("--all-by-export-name")
-    assert found.command[-1] == str(PLUGIN) and found.socket == "/run/aoe-nbd/all.sock"
+    assert (
+        found.command[-2:] == [str(PLUGIN), "control=/run/aoe-nbd/all.control"]
+        and found.socket == "/run/aoe-nbd/all.sock"
+    )
     assert "-N e1.0" in serve.lines(found, None)[1]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,20 @@ def test_nothing_attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("AOE_NBD_RUN", str(tmp_path / "none"))
     code, out, err = said(capsys, "status")
     assert (code, out) == (1, "")
-    assert err.startswith("aoe-nbd status: no disk is attached here")
+    assert err.startswith("aoe-nbd status: no bridge runs here")
+
+
+def test_a_bridge_that_serve_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AOE_NBD_RUN", str(tmp_path))
+    running = Running(tmp_path)
+    os.rename(running.control, tmp_path / "e1.0.control")
+    try:
+        assert said(capsys, "status")[1].splitlines()[1].split()[:2] == ["e1.0", "up"]
+        assert said(capsys, "status", "e1.0")[0] == 0
+    finally:
+        running.server.close()
 
 
 def test_by_the_socket_of_a_bridge_started_by_hand(
