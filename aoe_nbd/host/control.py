@@ -31,6 +31,7 @@ ANSWER_MOST = 16 << 20  # bytes of one answer that a client takes
 WORKERS = 6  # clients at once; more wait. A supervisor, a barrier and a monitor may each stay for long
 IDLE = 5.0  # s in which a client must have sent its whole question, or taken its whole answer
 PATIENCE = 10.0  # s that a client waits for an answer, on top of what the verb itself may take
+_LISTEN = 60.0  # s that one `wait` lasts at most, for nobody tells the server that its client has gone meanwhile
 WAIT_MOST = 600.0  # s that `timeout` of a verb may be
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -270,12 +271,12 @@ class Feed:
         """Answer `{"do": "wait", "since": n, "timeout": s}`: what happened after number n (-1: from now on), once there is any.
 
         `next` is what to give as `since` the next time; `missed` says that some of it is no longer known. Nothing within the
-        timeout (30 s) is an empty list.
+        timeout (30 s, 60 at most) is an empty list.
         """
         since = question.get("since", -1)
         if isinstance(since, bool) or not isinstance(since, int):
             raise ValueError(f"since={since!r} is not the number of an event")
-        limit = time.monotonic() + seconds(question, 30.0)
+        limit = time.monotonic() + min(seconds(question, 30.0), _LISTEN)
         with self._news:
             if since < 0:
                 since = self._last

@@ -15,12 +15,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 PROTECTED = """
-import gc, json, sys, threading
+import ctypes, gc, json, sys, threading
 from aoe_nbd.host import memory
 failures = memory.protect()
 memory.drop_capabilities()
 seen = []
-thread = threading.Thread(target=lambda: seen.append(open("/proc/thread-self/status").read()))
+def look():
+    seen.extend((open("/proc/thread-self/status").read(), ctypes.CDLL(None).prctl(58, 0, 0, 0, 0)))  # PR_GET_IO_FLUSHER
+thread = threading.Thread(target=look)
 thread.start(); thread.join()
 def fields(text):
     return dict(line.split(":", 1) for line in text.splitlines())
@@ -28,7 +30,7 @@ own = fields(open("/proc/self/status").read())
 print(json.dumps({"failures": failures, "frozen": gc.get_freeze_count(), "locked": int(own["VmLck"].split()[0]),
                   "resident": int(own["VmRSS"].split()[0]), "grown": len(bytearray(64 << 20)),
                   "powers": [int(fields(seen[0])[name], 16) for name in ("CapEff", "CapPrm", "CapInh")],
-                  "privileges": fields(seen[0])["NoNewPrivs"].strip(), "oom": open("/proc/self/oom_score_adj").read()}))
+                  "flusher": seen[1], "privileges": fields(seen[0])["NoNewPrivs"].strip(), "oom": open("/proc/self/oom_score_adj").read()}))
 """
 
 
@@ -49,6 +51,7 @@ def test_what_can_be_done_is_done() -> None:
     assert found["grown"] == 64 << 20  # memory can still be had
     assert ("mlockall" in failed) or found["locked"] > 0
     assert ("oom_score_adj" in failed) or found["oom"].strip() == "-1000"
+    assert ("PR_SET_IO_FLUSHER" in failed) or found["flusher"] == 1  # threads made later inherit it
     assert found["resident"] < 200_000  # kB: nothing like all that is mapped
     assert found["privileges"] == "1"
 
