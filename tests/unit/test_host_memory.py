@@ -30,7 +30,8 @@ own = fields(open("/proc/self/status").read())
 print(json.dumps({"failures": failures, "frozen": gc.get_freeze_count(), "locked": int(own["VmLck"].split()[0]),
                   "resident": int(own["VmRSS"].split()[0]), "grown": len(bytearray(64 << 20)),
                   "powers": [int(fields(seen[0])[name], 16) for name in ("CapEff", "CapPrm", "CapInh")],
-                  "flusher": seen[1], "privileges": fields(seen[0])["NoNewPrivs"].strip(), "oom": open("/proc/self/oom_score_adj").read()}))
+                  "flusher": seen[1], "privileges": fields(seen[0])["NoNewPrivs"].strip(),
+                  "oom": open("/proc/self/oom_score_adj").read()}))
 """
 
 
