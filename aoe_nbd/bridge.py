@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import socket
 import stat
 import sys
 import threading
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from .core.initiator import Event, Initiator
 from .device import Device, DeviceError, config_of, find
 from .engine import Engine
-from .host import memory
+from .host import claim, memory
 from .host.control import Feed
 from .link import Accept, Link, LinkError, interfaces
 from .options import OptionError, Options
@@ -88,6 +89,7 @@ class Bridge:
         self.options = options
         self.engine: Engine | None = None
         self._devices: dict[Address, Device] = {}
+        self._claims: list[socket.socket | None] = []  # see `host.claim`
         self._opening = threading.Lock()
         self.feed = Feed()  # what has happened, for those who ask by the control socket
         self.started = time.monotonic()
@@ -173,6 +175,8 @@ class Bridge:
             read_only=options.readonly,
         )
         device.open(options.connect_timeout)
+        if device.can_write:
+            self._claims.append(claim.take(address))
         self._devices[address] = device
         return device
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OPERATOR, TABLE = "operator", "aoetab"
 _OURS = ("control", "lock-memory")  # parameters that the supervisor sets
-_PATIENCE = 120.0  # s on top of connect-timeout for all that starting takes on a busy machine
+_PATIENCE = 300.0  # s on top of connect-timeout for all that starting takes on a busy machine
 _FIRST_READ = 10.0  # s for the first sector
 _TOGETHER = 16  # disks of the table at once
 

@@ -15,7 +15,7 @@ from .show import waiting, warn
 if TYPE_CHECKING:
     from ..host.state import Folder
 
-_PATIENCE = 120.0  # s until it is served again
+_PATIENCE = 300.0  # s until it is served again
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ SYS = Path("/sys")
 
 REQUEST_MOST = 1024  # KiB in one request, which the bridge cuts into frames by itself
 READ_AHEAD = 2048  # KiB: two such requests
-TIMEOUT = 3  # s after which the kernel looks for a request whose connection has died, to have it sent again
+TIMEOUT = 5  # s after which the kernel looks for a request whose connection has died, to have it sent again
 
 _WANTED = {
     "scheduler": "none",  # the order of requests is the target's business, which sees those of all hosts

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any
 
 from ..options import Options
-from . import child, command, control, disks, handshake, holders, names, nbd, queue, service, state, sysfsview
+from . import child, claim, command, control, disks, handshake, holders, names, nbd, queue, service, state, sysfsview
 
 log = logging.getLogger("aoe_nbd")
 
@@ -35,7 +35,8 @@ POLL = 2.0  # s between looks at the bridge's status
 THREADS = (
     128  # requests of the kernel at once: all that its queue can hold, so that it never waits in the middle of one
 )
-START = 60.0  # s on top of connect-timeout in which a bridge must be ready
+START = 300.0  # s on top of connect-timeout in which a bridge must be ready, however busy the machine is
+OUTAGE = 60  # s on top of fail-after, that a bridge may be away, until the kernel fails requests by itself
 DRAIN = 5.0  # s for the answers that are under way, before a planned end of the connection
 RETRY = 0.2  # s until the kernel is offered another socket, if it had not yet found the old one dead
 PLANNED = 1  # s of NBD timeout around a planned pause: what it cuts off is sent again after at most twice that
@@ -75,7 +76,8 @@ class Supervisor:
         parsed = Options()
         for key, value in options:
             parsed.set(key, value)
-        self._patience = nbd.FOREVER if parsed.on_dead.after is None else int(parsed.on_dead.after + START)
+        self._patience = nbd.FOREVER if parsed.on_dead.after is None else int(parsed.on_dead.after + OUTAGE)
+        self._read_only = parsed.readonly
         self._ready_within = parsed.connect_timeout + START
         self._line: tuple[list[str], dict[str, str]] | None = None
 
@@ -229,6 +231,14 @@ class Supervisor:
             self._until(lambda: bool(self._wishes), min(DELAY_MOST, DELAY_FIRST * 2 ** min(self._failures - 2, 10)))
             if self._wishes:
                 return
+        other = None if self._read_only else claim.holder(self.address)
+        if other is not None:
+            sentence = f"{self.address} is served read-write by another bridge on this host, {other}: end that first"
+            if self.state is None:
+                raise SupervisorError(errno.EBUSY, sentence)
+            self._fail(sentence)
+            self._failures = max(2, self._failures + 1)
+            return
         for path in (self.folder.nbd, self.folder.control):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
