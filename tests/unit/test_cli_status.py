@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aoe_nbd import cli
 from aoe_nbd.cli import metrics, status
+from aoe_nbd.cli.bridges import Bridge
 from aoe_nbd.host.verbs import Verbs
 from inmemory import Lan
 
@@ -190,6 +191,18 @@ def test_quiesce_and_resume(
     assert said(capsys, "quiesce", "e1.0", "--timeout", "601")[0] == 1
     assert said(capsys, "resume", "e1.0")[:2] == (0, "e1.0 goes on\n")
     assert json.loads(said(capsys, "resume", "e1.0", "--json")[1]) == {"address": "e1.0", "resumed": True}
+
+
+def test_an_interrupted_quiesce_says_how_it_stands(
+    bridge: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bridge, "ask", interrupted)
+    code, out, err = said(capsys, "quiesce", "e1.0")
+    assert (code, out) == (130, "")
+    assert err == ("aoe-nbd quiesce: e1.0 may be quiesced, or become so: `aoe-nbd resume e1.0` takes it back\n")
 
 
 def test_quiesce_of_nobody(bridge: Running, capsys: pytest.CaptureFixture[str]) -> None:
