@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     text = args.out / "anatomy.md"
     preamble = [
         f"`sudo {command}`, {results['time']}, commit {results['commit']}",
-        f"kernel {results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
+        f"{results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
     ]
     text.write_text(report.markdown(preamble, [], sections))
     if args.document:
@@ -334,49 +335,54 @@ def _less(stack: Aoe, places: Places, way: str, rounds: int) -> report.Section:
 # -- profile ---------------------------------------------------------------------------------------------------------
 
 
+_KINDS = (  # (what it is, functions that tell it by being anywhere in the stack); the first that fits
+    ("packet socket: sending, up to the receiver's socket", {"packet_sendmsg"}),
+    (
+        "NBD socket: nbdkit's reads and writes",
+        {"unix_stream_sendmsg", "unix_stream_recvmsg", "unix_stream_read_generic"},
+    ),
+    ("locks: futex, of Python and of nbdkit, with the task switches that they make", {"do_futex", "__x64_sys_futex"}),
+    ("hand-over: eventfd, with its task switches", {"eventfd_read", "eventfd_write", "eventfd_signal_mask"}),
+    ("waiting for frames and timers: epoll, poll", {"do_epoll_wait", "do_sys_poll", "timerfd_read_iter"}),
+    ("timers: timerfd", {"do_timerfd_settime", "__x64_sys_timerfd_settime"}),
+)
+_LIBRARIES = {"libpython": "Python's interpreter", "_multiarray": "numpy", "libc.": "libc", "nbdkit": "nbdkit"}
+
+
 def _profile(stack: Aoe, way: str) -> report.Section:
-    """Where the busy bridge's CPU time goes, by function."""
+    """Where the busy bridge's CPU time goes, by what it is for."""
     data = stack.places.folder / "profile.data"
     words = [stack.places.folder / "nbdload", way, "random", BLOCK, 32, _LONG, SIZE, stack.sockets[0]]
     client = subprocess.Popen([*stack.client(), *map(str, words)], stdout=subprocess.DEVNULL)
+    bridge = stack.processes["bridge"]
     try:
         time.sleep(_WARM)
-        _perf(
-            "record",
-            "-q",
-            "-o",
-            data,
-            "-e",
-            "cpu-clock",
-            "-F",
-            4000,
-            "-p",
-            stack.processes["bridge"],
-            "--",
-            "sleep",
-            1.5,
-        )
+        often = ("-e", "cpu-clock", "-F", 4000, "-g")
+        _perf("record", "-q", "-o", data, *often, "-p", bridge, "--", "sleep", _PROFILED)
     finally:
         client.kill()
         client.wait()
-    by_object = _report(data, "dso")
-    section = report.Section(
-        "profile", f"The busy bridge: 4k {way}s at depth 32, its CPU time by function", ("where", "share")
-    )
-    section.lines = [[f"all of {name}", share] for name, share in by_object if float(share[:-1]) >= 1]
-    section.lines += [[name, share] for name, share in _report(data, "dso,symbol")[:25]]
-    section.runs = {"by object": by_object, "by function": _report(data, "dso,symbol")[:100]}
+    samples = _perf("script", "-i", data, "-F", "ip,sym,dso").strip().split("\n\n")
+    kinds = Counter(kind(sample) for sample in samples)
+    title = f"The busy bridge: 4k {way}s at depth 32, its CPU time by what it is for"
+    section = report.Section("profile", title, ("what", "share"))
+    section.lines = [[name, f"{count / len(samples):.1%}"] for name, count in kinds.most_common()]
+    section.runs = {"samples": kinds}
+    section.notes = [f"{len(samples)} samples of its CPU time by perf; the kernel's share is with what asked for it"]
     return section
 
 
-def _report(data: Path, key: str) -> list[tuple[str, str]]:
-    text = _perf("report", "-i", data, "--stdio", "--no-children", "-q", "--sort", key)
-    lines = (line.split(None, 1) for line in text.splitlines() if line.strip())
-    return [
-        (" ".join(words[1].split()).removesuffix(" - -"), words[0])
-        for words in lines
-        if len(words) == 2 and words[0].endswith("%")
-    ]
+def kind(sample: str) -> str:
+    """What the CPU did at one sample, a stack as perf prints it: `address function (object)`, the innermost first."""
+    lines = [line.split(None, 1)[1] for line in sample.splitlines() if len(line.split(None, 1)) == 2]
+    functions = {line.split()[0].split("+")[0] for line in lines}
+    for name, tell in _KINDS:
+        if functions & tell:
+            return name
+    place = lines[0].rpartition("(")[2] if lines else ""
+    if "kernel" in place:
+        return "the kernel otherwise"
+    return next((name for key, name in _LIBRARIES.items() if key in place), "other libraries")
 
 
 def _perf(*words: object) -> str:

@@ -103,7 +103,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": run("git", "-c", f"safe.directory={ROOT}", "-C", ROOT, "describe", "--always", "--dirty").strip(),
-        "kernel": platform.release(),
+        "kernel": f"Linux {platform.release().split('-')[0]}",
         "cpus": os.cpu_count(),
         "load at start": os.getloadavg()[0],
         "rmem_max": int(Path("/proc/sys/net/core/rmem_max").read_text()),

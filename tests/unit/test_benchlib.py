@@ -256,3 +256,17 @@ def test_what_perf_prints(line: str, groups: tuple[str | None, ...]) -> None:
     match = anatomy._EVENT.match(line)
     assert match is not None
     assert match.groups() == groups
+
+
+@pytest.mark.parametrize(
+    ("sample", "kind"),
+    [
+        ("  ff1 finish_task_switch ([kernel])\n  ff2 do_futex ([kernel])\n  7f take_gil (libpython3.11.so)", "locks"),
+        ("  ff1 __netif_receive_skb+0x5 ([kernel.kallsyms])\n  ff2 packet_sendmsg+0x7 ([kernel.kallsyms])", "packet socket"),
+        ("  7f1 _PyEval_EvalFrameDefault (/usr/lib/libpython3.11.so.1.0)", "Python's interpreter"),
+        ("  ff1 page_fault ([kernel.kallsyms])", "the kernel otherwise"),
+        ("", "other libraries"),
+    ],
+)  # fmt: skip
+def test_a_sample_is_put_where_it_belongs(sample: str, kind: str) -> None:
+    assert anatomy.kind(sample).startswith(kind)
