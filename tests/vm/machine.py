@@ -32,6 +32,7 @@ IMAGES = ROOT / "build" / "lab"
 GUEST = Path(__file__).parent / "guest"
 PATIENCE = 300.0  # s for what takes seconds on an idle machine: only a hang fails by it
 CHECKOUT = "export PATH=/root/checkout/tests/vm/guest/bin:$PATH PYTHONPATH=/root/checkout\n"
+STRICT = "set -e -o pipefail\n"
 
 _serial = itertools.count()
 
@@ -73,6 +74,7 @@ class Job:
 
     def __init__(self, machine: Machine, script: str) -> None:
         self._machine, self.script = machine, script
+        self._began = time.monotonic()
         self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def output(self) -> Iterator[str | int]:
@@ -86,6 +88,8 @@ class Job:
             if "output" in message:
                 yield str(message["output"])
             if "status" in message:
+                took = time.monotonic() - self._began
+                self._machine.note(f"-> {message['status']} after {took:.1f} s: {self.script.strip().splitlines()[-1]}")
                 yield int(message["status"])
                 return
 
@@ -202,6 +206,7 @@ class Machine:
 
     def start(self, script: str, timeout: float = PATIENCE) -> Job:
         """Begin a shell script in the machine; it is killed after `timeout` seconds."""
+        self.note(script.strip().removeprefix(STRICT))
         job = Job(self, script)
         number = next(self._ids)
         self._jobs[number] = job
@@ -215,11 +220,16 @@ class Machine:
 
     def sh(self, script: str, timeout: float = PATIENCE) -> str:
         """Run a shell script in the machine, which must succeed (each command of it), and return what it printed."""
-        return self.start(f"set -e -o pipefail\n{script}", timeout).check()
+        return self.start(STRICT + script, timeout).check()
+
+    def note(self, text: str) -> None:
+        """A line in the transcript of what was done in the machine."""
+        with (self.folder / "transcript").open("a") as file:
+            file.write(f"[{time.strftime('%H:%M:%S')}] {text}\n")
 
     def log(self) -> str:
-        """What the machine's serial port, and QEMU, have said."""
-        files = (self.folder / name for name in ("console", "qemu"))
+        """What was done in the machine, and what its serial port and QEMU have said."""
+        files = (self.folder / name for name in ("transcript", "console", "qemu"))
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
     def assert_running(self) -> None:
