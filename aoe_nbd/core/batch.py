@@ -31,6 +31,7 @@ _USUAL = struct.Struct(">6sHBBHBBI")  # from source to tag
 _RESPONSE = AOE_VERSION << 4 | RESPONSE
 _INDICES = np.arange(SIZE, dtype=">u2").tobytes()
 _DATA = ATA_SIZE
+_FAILED = int(FAILED)
 
 
 def receive(
@@ -58,7 +59,7 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
     """Book the usual answers that `rows` begins with. Returns how many."""
     head = rows[0, :ATA_SIZE].tobytes()
     source, ethertype, flags, error, shelf, slot, command, tag = _USUAL.unpack_from(head, _SOURCE)
-    if (ethertype, flags, error, command) != (ETHERTYPE, _RESPONSE, 0, Command.ATA) or head[_STATUS] & FAILED:
+    if (ethertype, flags, error, command) != (ETHERTYPE, _RESPONSE, 0, Command.ATA) or head[_STATUS] & _FAILED:
         return 0
     path = initiator.path_of(link, source)
     if path is None or not path.believed or (shelf, slot) != initiator.address:

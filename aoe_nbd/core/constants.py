@@ -20,6 +20,7 @@ WINDOW_MOST = 256  # more brings nothing, and would outrun the receive ring (kvb
 LOSSES_FEW = 2  # in one round of a window, or an eighth of it: no more than a bad cable would lose
 WINDOW_CUT = 0.7
 WINDOW_SILENT = 2
+STREAM_SHARE = 4  # a long request goes on when this part of the window is free again: few large sendings, and wake-ups
 DELAY_BRAKE = 2.0  # no growth while srtt is above this multiple of the least RTT seen
 MIN_RTT_SPAN = 10.0  # how long a least RTT counts
 

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from ..wire.address import Address
 from ..wire.codes import AOE_VERSION, ETHERTYPE, MIN_FRAME, SECTOR, Ata, Command
 from ..wire.frames import (
     ATA_DTYPE,
-    ATA_FRAME,
     ATA_SIZE,
     FORMS,
+    HEADER,
     TRIM_FEATURE,
     Config,
     Taskfile,
@@ -27,8 +29,10 @@ from .request import Kind
 
 ROW = 64  # bytes from one header to the next in an array of them
 
-_PADDED = struct.Struct(f"{ATA_FRAME.format}{MIN_FRAME - ATA_SIZE}x")
+_MACS = 12  # bytes
 _TAG, _COUNT, _LBA = (ATA_DTYPE.fields[name][1] for name in ("tag", "count", "lba"))  # type: ignore[index]
+_WRITE = struct.Struct(f">{_TAG}sI4B6s2x")  # all before the tag as one, for it is the same in most frames
+_READ = struct.Struct(f"{_WRITE.format}{MIN_FRAME - ATA_SIZE}x")
 _INDEX = np.arange(1024, dtype=np.int64)
 
 
@@ -41,23 +45,19 @@ def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memory
     size = min(run.step, run.offset + run.length - start)
     opcode = initiator.opcode(request)
     form = FORMS[opcode]  # type: ignore[index]
-    fields = (
-        *(
-            path.remote,
-            path.local,
-            ETHERTYPE,
-            AOE_VERSION << 4,
-            0,
-            *initiator.address,
-            Command.ATA,
-            tag_of(run.seq + index),
-        ),
-        *(form.flags, 0, size, opcode, (request.lba + start | form.base).to_bytes(6, "little"), 0),
-    )
+    lba = (request.lba + start | form.base).to_bytes(6, "little")
+    head = path.remote + path.local + _head(initiator.address)
     if request.kind is Kind.READ:
-        return _PADDED.pack(*fields), None
+        return _READ.pack(head, tag_of(run.seq + index), form.flags, 0, size, opcode, lba), None
     assert request.data is not None
-    return ATA_FRAME.pack(*fields), request.data[start * SECTOR : (start + size) * SECTOR]
+    header = _WRITE.pack(head, tag_of(run.seq + index), form.flags, 0, size, opcode, lba)
+    return header, request.data[start * SECTOR : (start + size) * SECTOR]
+
+
+@cache
+def _head(address: Address) -> bytes:
+    """What lies between the MACs and the tag of an ATA command to this LUN."""
+    return HEADER.pack(b"", b"", ETHERTYPE, AOE_VERSION << 4, 0, *address, Command.ATA, 0)[_MACS:_TAG]
 
 
 def _question(initiator: Initiator, run: Run, index: int) -> bytes:

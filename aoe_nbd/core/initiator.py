@@ -19,6 +19,7 @@ import errno
 import heapq
 import random
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from .constants import (
     QUARANTINE,
     REFUSALS,
     RESENDS_AT_ONCE,
+    STREAM_SHARE,
     STRIKES_OUT,
 )
 from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies, Run
@@ -59,6 +61,8 @@ class Event(NamedTuple):
 
 
 _REGISTER, _STATUS = ATA_DTYPE.fields["error_feature"][1], ATA_DTYPE.fields["command_status"][1]  # type: ignore[index]
+
+_FAILED = int(FAILED)  # of an IntFlag every & would take microseconds
 
 
 class Identity(NamedTuple):
@@ -240,20 +244,21 @@ class Initiator:
             self.counters["held_quiesced"] += 1
             self._parked.append(request)
             return
+        up = self.up
         if not self._pending:
-            if self.up:
+            if up:
                 self._alive = now  # the target owes no answer for the time in which nobody asked
             self._timer = min(self._timer, self._alive + self.on_dead.limit)
         self._pending[id(request)] = request
         if self._dead and self.on_dead.after is not None:
             self._fail(request, errno.EIO, "target does not answer", now)
             return
-        if not self.up:
+        if not up:
             self.counters["held_target_away"] += 1
-        if request.kind in RANGED and request.under is None:
-            exclusive = request.kind is not Kind.READ
-            request.range = Range(request.lba, request.lba + request.count, exclusive, request)
-            if not self._lock.acquire(request.range):
+        kind = request.kind
+        if kind in RANGED and request.under is None:
+            request.range = held = Range(request.lba, request.lba + request.count, kind is not Kind.READ, request)
+            if not self._lock.acquire(held):
                 self.counters["held_overlap"] += 1
                 return
         self._granted(request, now)
@@ -336,7 +341,8 @@ class Initiator:
             return runs
         if self._again:
             self._timer_stale = True
-        room = self._buffers() - self.outstanding()
+        buffers = self._buffers()
+        room = buffers - self.outstanding()
         while room > 0:
             again = bool(self._again and self._again[0][0] <= now)
             if not again and not self._ready:
@@ -349,8 +355,12 @@ class Initiator:
             space = min(room, carrier.room)
             if again:
                 room -= self._resend(runs, carrier, space, now)
-            else:
-                room -= self._send_next(runs, carrier, request, space, now)
+                continue
+            used = self._send_next(runs, carrier, request, space, buffers, now)
+            if used < 0:
+                room = 0
+                break
+            room -= used
         self._window_full = room <= 0
         return runs
 
@@ -384,18 +394,22 @@ class Initiator:
         open_paths = [p for p in carriers if p.room > 0]
         return min(open_paths, key=lambda p: p.expected(kind, now), default=None)
 
-    def _send_next(self, runs: list[Run], path: Path, request: Request, space: int, now: float) -> int:
-        """First copies of the next part of the first ready request. Returns how many frames."""
+    def _send_next(self, runs: list[Run], path: Path, request: Request, space: int, buffers: int, now: float) -> int:
+        """First copies of the next part of the first ready request. Returns how many frames; -1 if it had better wait."""
         if request.done:
             self._ready.popleft()
             return 0
         if request.kind > Kind.WRITE:
             self._ready.popleft()
             return self._emit(runs, path, request, 0, 1, 1, now)
-        if len(self.paths) > 1:
-            space = min(space, 4)  # in small portions, so that each goes where it is answered soonest
         step = path.sizes.limit[request.kind]
-        length = min(request.count - request.unsent, space * step)
+        length = request.count - request.unsent
+        if length > space * step:
+            if len(self.paths) > 1:
+                space = min(space, 4)  # in small portions, so that each goes where it is answered soonest
+            elif space < min(int(path.window.size), buffers) // STREAM_SHARE:
+                return -1  # three quarters of the window are under way: what they bring back goes out in one go
+            length = space * step
         used = self._emit(runs, path, request, request.unsent, length, step, now)
         run = runs[-1]
         request.unsent = run.offset + run.length
@@ -415,7 +429,7 @@ class Initiator:
             if part:
                 used += self._emit(runs, path, request, start, part, step, now)
                 run = runs[-1]
-                request.resent += range(run.seq, run.seq + run.count)
+                request.resent += tuple(range(run.seq, run.seq + run.count))
                 self.counters["resent"] += run.count
                 part = run.length
             if part < size:
@@ -486,12 +500,13 @@ class Initiator:
             return self._drop("tag")
         run = self.copies.owner(seq)
         request = run.request
+        kind = request.kind
         if request.path is not None:
             if path is not request.path:  # who answers for another must not lend it his identity
                 return self._drop("path")
         elif not path.believed:
             return self._drop("stranger")
-        if command != (Command.CONFIG if request.kind is Kind.QUERY else Command.ATA):
+        if command != (Command.CONFIG if kind is Kind.QUERY else Command.ATA):
             return self._drop("command")
         offset, length = run.part(seq)
         if flags & ERROR:
@@ -507,20 +522,20 @@ class Initiator:
         if size < ATA_SIZE:
             return self._drop("short")
         register, status = frame[_REGISTER], frame[_STATUS]
-        verdict = ata_verdict(request.kind, self.opcode(request), status, register) if status & FAILED else OK
+        verdict = ata_verdict(kind, self.opcode(request), status, register) if status & _FAILED else OK
         if not verdict.error:
-            if request.kind is Kind.READ:
+            if kind is Kind.READ:
                 wanted = length * SECTOR
-            elif request.kind is Kind.PROBE_REPLY:
+            elif kind is Kind.PROBE_REPLY:
                 wanted = request.count * SECTOR
             else:
-                wanted = IDENTIFY_SIZE if request.kind in (Kind.IDENTIFY, Kind.PROBE_REQUEST) else 0
+                wanted = IDENTIFY_SIZE if kind in (Kind.IDENTIFY, Kind.PROBE_REQUEST) else 0
             if size < ATA_SIZE + wanted:
                 return self._drop("runt")
         self._answered(seq, run, path, now)
         if verdict.error:
             self.counters[f"ata_error_{status:02x}_{register:02x}"] += 1
-            if request.kind <= Kind.WRITE and length > path.sizes.most and not request.done:
+            if kind <= Kind.WRITE and length > path.sizes.most and not request.done:
                 # ggaoed and kvblade abort what is too long for them; we have heard of the new limit meanwhile.
                 self.counters["split_smaller"] += 1
                 return self._requeue(request, offset, length, now)
@@ -529,22 +544,22 @@ class Initiator:
         if request.done or not fresh:
             self.counters["spurious"] += 1
             return None
-        if request.kind is Kind.READ:
+        if kind is Kind.READ:
             assert request.data is not None
             if fresh == length:
                 at = offset * SECTOR
-                request.data[at : at + length * SECTOR] = frame[ATA_SIZE : ATA_SIZE + length * SECTOR]
+                request.data[at : at + wanted] = frame[ATA_SIZE : ATA_SIZE + wanted]
             else:
                 for start, part in request.open_parts(offset, length):
                     data = ATA_SIZE + (start - offset) * SECTOR
                     request.data[start * SECTOR : (start + part) * SECTOR] = frame[data : data + part * SECTOR]
         request.answered[offset : offset + length] = b"\1" * length
         request.left -= fresh
-        if request.kind <= Kind.WRITE:
-            path.sizes.answered(request.kind, length, seq)
-        elif request.kind in _SIZE_PROBES and request.path is not None:
-            request.path.sizes.answered(_SIZE_PROBES[request.kind], request.count, seq)
-        if request.kind is Kind.IDENTIFY:
+        if kind <= Kind.WRITE:
+            path.sizes.answered(kind, length, seq)
+        elif kind in _SIZE_PROBES and request.path is not None:
+            request.path.sizes.answered(_SIZE_PROBES[kind], request.count, seq)
+        if kind is Kind.IDENTIFY:
             request.result = bytes(frame[ATA_SIZE : ATA_SIZE + IDENTIFY_SIZE])
             if request.path is not None:
                 self._identified(request.path, request.result, now)
@@ -730,10 +745,11 @@ class Initiator:
             for seq in flight.members()
             if self.copies.owner(seq).request is request
         ]
-        self._settle(request, request.resent + alive, now)
+        self._settle(request, (*request.resent, *alive), now)
         self._complete(request)
 
-    def _settle(self, request: Request, copies: list[int], now: float) -> None:
+    def _settle(self, request: Request, copies: Sequence[int], now: float) -> None:
+        """Give its range back, but for what those of these `copies` that may still arrive would change."""
         ghosts: list[Range] = []
         table = self.copies
         for seq in dict.fromkeys(copies):
@@ -765,7 +781,7 @@ class Initiator:
         elif request.under is not None:
             for ghost in ghosts:  # they take the place of the LOCK's range once that is released
                 ghost.owner = request.under
-            request.under.ghosts += ghosts
+            request.under.ghosts += tuple(ghosts)
 
     def _complete(self, request: Request) -> None:
         request.done = True
@@ -783,7 +799,7 @@ class Initiator:
         """No copy `seq` can land any more."""
         ghost = self._ghosts.pop(seq)
         if ghost.owner is not None:
-            ghost.owner.ghosts.remove(ghost)
+            ghost.owner.ghosts = tuple(other for other in ghost.owner.ghosts if other is not ghost)
             return
         for granted in self._lock.release(ghost):
             self._granted(granted.owner, now)
@@ -821,9 +837,10 @@ class Initiator:
             self._control_lost(request, now + PROBE_OUT_MOST if alive else now)
             return
         state[i] = LOST
-        request.resent.append(seq)
+        request.resent += (seq,)
         offset, length = run.part(seq)
-        times = request.losses[offset] = request.losses.get(offset, 0) + 1
+        times = request.losses.get(offset, 0) + 1
+        request.losses = {**request.losses, offset: times}
         wait = 0.0
         if times > RESENDS_AT_ONCE and not at_once:
             wait = min(flight.rtt.rto * (1 << min(times - RESENDS_AT_ONCE, 8)), flight.rtt.most) * self._rng.uniform(
@@ -923,7 +940,7 @@ class Initiator:
         flight.gone(run)  # its twin takes its place in the count, so that the target's buffers are not exceeded
         flight.given_up += 1
         self.copies.state[head & MASK] = PROBED
-        request.resent.append(head)
+        request.resent += (head,)
         self._requeue(request, *run.part(head), 0.0)
 
     def _timed_out(self, path: Path, flight: Flight, now: float) -> None:

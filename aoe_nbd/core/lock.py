@@ -9,7 +9,7 @@ pass, because ghost and disk hold the same data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _BUCKET = 11  # ranges are looked up by 2^11 sectors (1 MiB)
@@ -18,10 +18,11 @@ _BUCKET = 11  # ranges are looked up by 2^11 sectors (1 MiB)
 class Range:
     """Sectors [start, end) of a LUN, held or waited for. `owner` is whatever the holder wants to find there."""
 
-    __slots__ = ("blockers", "end", "exclusive", "owner", "start", "waiters")
+    __slots__ = ("blockers", "end", "exclusive", "keys", "owner", "start", "waiters")
 
     def __init__(self, start: int, end: int, exclusive: bool, owner: Any = None) -> None:
         self.start, self.end, self.exclusive, self.owner = start, end, exclusive, owner
+        self.keys = range(start >> _BUCKET, (end - 1 >> _BUCKET if end > start else start >> _BUCKET) + 1)
         self.blockers = 0
         self.waiters: list[Range] = []
 
@@ -35,14 +36,10 @@ class IntervalLock:
     def __init__(self) -> None:
         self._buckets: dict[int, list[Range]] = {}
 
-    def _keys(self, r: Range) -> range:
-        return range(r.start >> _BUCKET, (max(r.end, r.start + 1) - 1 >> _BUCKET) + 1)
-
     def _near(self, r: Range) -> Iterable[Range]:
-        keys = self._keys(r)
-        if len(keys) == 1:
-            return self._buckets.get(keys[0], ())
-        return dict.fromkeys(other for key in keys for other in self._buckets.get(key, ()))
+        if len(r.keys) == 1:
+            return self._buckets.get(r.keys.start, ())
+        return dict.fromkeys(other for key in r.keys for other in self._buckets.get(key, ()))
 
     def acquire(self, r: Range) -> bool:
         """Ask for `r`. True if it is held now; else it waits for all conflicting ranges asked for before it."""
@@ -55,17 +52,20 @@ class IntervalLock:
 
     def keep(self, r: Range) -> None:
         """Hold `r` without asking: its holder has the sectors already (a ghost of a range about to be released)."""
-        for key in self._keys(r):
-            self._buckets.setdefault(key, []).append(r)
+        buckets = self._buckets
+        for key in r.keys:
+            if key in buckets:
+                buckets[key].append(r)
+            else:
+                buckets[key] = [r]
 
-    def release(self, r: Range, ghosts: Iterable[Range] = ()) -> list[Range]:
+    def release(self, r: Range, ghosts: Sequence[Range] = ()) -> list[Range]:
         """Give `r` back, keeping `ghosts` (parts of it) in its place. Returns the ranges that are held from now on."""
-        for key in self._keys(r):
+        for key in r.keys:
             bucket = self._buckets[key]
             bucket.remove(r)
             if not bucket:
                 del self._buckets[key]
-        ghosts = list(ghosts)
         for ghost in ghosts:
             self.keep(ghost)
         granted: list[Range] = []

@@ -76,7 +76,7 @@ class Path:
     @property
     def believed(self) -> bool:
         """Whether an answer from there is known to be our disk's. After an announcement it may be another's."""
-        return self.verified and self.state not in (PathState.NEW, PathState.STRANGER)
+        return self.state is PathState.UP or (self.verified and self.state not in (PathState.NEW, PathState.STRANGER))
 
     @property
     def room(self) -> int:

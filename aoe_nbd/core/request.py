@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..wire.codes import SECTOR
@@ -39,29 +41,20 @@ class Request:
     so a late reply finds nothing to write into. `error` is an errno (0 for success) and `reason` one phrase for it.
     """
 
-    __slots__ = (
-        "answered",
-        "count",
-        "data",
-        "done",
-        "error",
-        "fua",
-        "ghosts",
-        "kind",
-        "lba",
-        "left",
-        "losses",
-        "path",
-        "range",
-        "reason",
-        "refusals",
-        "resent",
-        "result",
-        "submitted",
-        "token",
-        "under",
-        "unsent",
-    )
+    # What most requests never change stands here: a request is made for every few KiB.
+    range: Range | None = None
+    under: Request | None = None  # the LOCK request whose range it works in
+    path: Path | None = None  # if it must go by this path
+    unsent = 0  # first unit that no copy was sent of
+    resent: tuple[int, ...] = ()  # seqs of copies that were not the only ones of their sectors
+    losses: Mapping[int, int] = MappingProxyType({})  # offset -> how often a copy from there was lost
+    ghosts: tuple[Range, ...] = ()  # of a LOCK: what writes inside it have left
+    refusals = 0
+    error = 0
+    reason = ""
+    result = b""  # IDENTIFY data
+    done = False
+    submitted = 0.0
 
     def __init__(
         self,
@@ -75,24 +68,17 @@ class Request:
         under: Request | None = None,
     ) -> None:
         self.kind, self.lba, self.count, self.data, self.fua, self.token = kind, lba, count, data, fua, token
-        self.path = path  # if it must go by this path
-        self.under = under  # the LOCK request whose range it works in
-        units = count if kind <= Kind.WRITE else 1
-        if kind <= Kind.WRITE and (data is None or len(data) != count * SECTOR or count < 1):
-            raise ValueError(f"{kind.name} of {count} sectors needs a buffer of that size")
+        if path is not None:
+            self.path = path
+        if under is not None:
+            self.under = under
+        units = 1
+        if kind <= Kind.WRITE:
+            units = count
+            if data is None or len(data) != count * SECTOR or count < 1:
+                raise ValueError(f"{kind.name} of {count} sectors needs a buffer of that size")
         self.answered = bytearray(units)  # one byte a unit, 1 once answered
         self.left = units  # not answered yet
-        self.unsent = 0  # first unit that no copy was sent of
-        self.range: Range | None = None
-        self.resent: list[int] = []  # seqs of copies that were not the only ones of their sectors
-        self.losses: dict[int, int] = {}  # offset -> how often a copy from there was lost
-        self.ghosts: list[Range] = []  # of a LOCK: what writes inside it have left
-        self.refusals = 0
-        self.error = 0
-        self.reason = ""
-        self.result: bytes = b""  # IDENTIFY data
-        self.done = False
-        self.submitted = 0.0
 
     @property
     def units(self) -> int:

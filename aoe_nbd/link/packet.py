@@ -149,6 +149,10 @@ class Link:
         rows, lengths = self._ring.rows(most)
         return (rows, lengths) if len(rows) else None
 
+    def waiting(self) -> bool:
+        """Whether a frame has arrived that was not taken yet."""
+        return self._ring.waiting(1)
+
     def release(self) -> None:
         """Give the memory of the last `receive()` back to the kernel."""
         self._ring.release()
@@ -166,7 +170,10 @@ class Link:
 
     def send(self, *parts: Buffer) -> None:
         """Send one frame, given in up to a few parts. Raises OSError (ENETDOWN, ENOBUFS, EMSGSIZE, EAGAIN)."""
-        self._socket.sendmsg(parts)
+        if len(parts) == 1:
+            self._socket.send(parts[0])
+        else:
+            self._socket.sendmsg(parts)
 
     def send_all(self, frames: Sequence[Buffer] | Iterable[Buffer]) -> int:
         """Send whole frames in order until one fails. Returns how many were sent."""
