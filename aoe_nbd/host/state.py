@@ -69,11 +69,14 @@ class Folder:
     @contextlib.contextmanager
     def changing(self, patience: float = 120.0) -> Iterator[None]:
         """One attach or detach of this LUN at a time. Raises Busy after `patience` s."""
-        root().mkdir(mode=0o755, parents=True, exist_ok=True)
         path = root() / f".{self.address}.changing"
         limit = time.monotonic() + patience
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            root().mkdir(mode=0o755, parents=True, exist_ok=True)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # another LUN's has just been the last, and the folder went with it
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
