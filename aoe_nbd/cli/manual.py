@@ -20,6 +20,7 @@ def _roff(text: str) -> str:
     """Plain text as roff shows it literally; what is between backquotes is bold."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     text = re.sub(r"`([^`]*)`", r"\\fB\1\\fR", text)
+    text = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in text)
     return "\n".join(rf"\&{line}" if line[:1] in (".", "'") else line for line in text.split("\n"))
 
 
