@@ -15,6 +15,7 @@ from aoe_nbd.options import PARAMETERS, Options
 from aoe_nbd.wire.address import Address
 
 ROOT = Path(__file__).resolve().parents[2]
+NOT_HERE = ("target", "shelf", "slot", "control", "lock-memory")
 E10, E11 = Address(1, 0), Address(1, 1)
 
 
@@ -64,7 +65,7 @@ def test_a_table_in_several_files(etc: Path) -> None:
 
 def test_every_parameter_can_be_in_the_table(tmp_path: Path) -> None:
     path = tmp_path / "aoetab"
-    names = [p.name for p in PARAMETERS if p.name not in ("target", "shelf", "slot", "control")]
+    names = [p.name for p in PARAMETERS if p.name not in NOT_HERE]
     values = {"mac": "02:00:00:00:00:01", "interface": "eth0", "netif": "eth1", "cpu": "0"}
     words = [f"{p.name}={values.get(p.name) or p.default or 'x'}" for p in PARAMETERS if p.name in names]
     path.write_text(f"e1.0 {' '.join(words)}")
@@ -86,6 +87,7 @@ def test_every_parameter_can_be_in_the_table(tmp_path: Path) -> None:
         ("e1.0 readonly on-dead=panic", "line 1, field 'on-dead=panic': on-dead=panic is unknown"),
         ("e1.0 readonli", "line 1, field 'readonli': there is no such option: there are mac, interface,"),
         ("e1.0 target=e1.1", "line 1, field 'target=e1.1': the line's first word is the address"),
+        ("e1.0 control=/x", "line 1, field 'control=/x': there is no such option"),
         ("e1.0 sectors=2 sectors=4", "line 1, field 'sectors=4': sectors is given twice"),
         ("e1.0\n#\ne1.0", "line 3, field 'e1.0': e1.0 is in the table already ("),
         ("e1.0#1", "line 1, field 'e1.0#1': 'e1.0#1' is not an AoE address"),
