@@ -72,11 +72,13 @@ class Folder:
         path = root() / f".{self.address}.changing"
         limit = time.monotonic() + patience
         while True:
-            root().mkdir(mode=0o755, parents=True, exist_ok=True)
             try:
+                root().mkdir(mode=0o755, parents=True, exist_ok=True)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                continue  # another LUN's has just been the last, and the folder went with it
+            except (FileExistsError, FileNotFoundError):  # another LUN's was the last there, and the folder goes with it
+                if time.monotonic() > limit:
+                    raise
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
