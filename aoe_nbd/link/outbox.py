@@ -11,42 +11,41 @@ import numpy as np
 
 from .packet import _IOVEC, _MMSGHDR, Link, _libc, address_of
 
-ROW = 64  # bytes from one header to the next
-
 
 class Outbox:
-    """Room for `count` frames, each a header of up to 64 bytes and its share of `room` bytes of payload.
+    """Room for `count` frames, each of a header of `size` bytes and its share of `room` bytes of payload.
 
-    Fill `headers` (a row each) and `payload` (page-aligned; share after share, without gaps), then `send`.
+    Fill `headers` (a row each) and `payload` (page-aligned; share after share, without gaps), then `send`. Frames
+    without a share are filled up with zeros to `least` bytes.
     """
 
-    def __init__(self, count: int, room: int) -> None:
-        self.count = count
-        self.headers = np.zeros((count, ROW), np.uint8)
-        self._memory = mmap.mmap(-1, room)
-        self.payload = memoryview(self._memory)
-        self._messages: dict[tuple[int, int], tuple[int, Any, Any]] = {}
+    def __init__(self, count: int, size: int, room: int, least: int) -> None:
+        self.headers = np.zeros((count, size), np.uint8)
+        self.payload = memoryview(mmap.mmap(-1, room))
+        self._zeros = np.zeros(least - size, np.uint8)
+        self._described: dict[int, tuple[int, Any, Any]] = {}
 
-    def _describe(self, header: int, share: int) -> tuple[int, Any, Any]:
-        """The address of the `mmsghdr` array for frames of this shape, and what must live as long as it does."""
-        at = np.arange(self.count, dtype="u8")
-        iov = np.zeros((self.count, 2), _IOVEC)
-        iov["base"] = np.stack([address_of(self.headers) + at * ROW, address_of(self.payload) + at * share], axis=1)
-        iov["length"] = header, share
-        messages = np.zeros(self.count, _MMSGHDR)
+    def _describe(self, share: int) -> tuple[int, Any, Any]:
+        """The address of the `mmsghdr` array for frames with this share, and what must live as long as it does."""
+        count, size = self.headers.shape
+        at = np.arange(count, dtype="u8")
+        iov = np.zeros((count, 2), _IOVEC)
+        iov["base"][:, 0] = address_of(self.headers) + at * size
+        iov["base"][:, 1] = address_of(self.payload) + at * share if share else address_of(self._zeros)
+        iov["length"] = size, share or len(self._zeros)
+        messages = np.zeros(count, _MMSGHDR)
         messages["iov"] = address_of(iov) + at * (2 * _IOVEC.itemsize)
-        messages["iovlen"] = 2 if share else 1
+        messages["iovlen"] = 2
         return address_of(messages), messages, iov
 
-    def send(self, link: Link, count: int, header: int, share: int = 0) -> int:
-        """Send the first `count` frames, `header` bytes of header and `share` bytes of payload each.
+    def send(self, link: Link, count: int, share: int) -> int:
+        """Send the first `count` frames, each with `share` bytes of payload.
 
         Returns how many were sent, fewer than all after an error, whose errno is then in `link.failure`.
         """
-        shape = (header, share)
-        described = self._messages.get(shape)
+        described = self._described.get(share)
         if described is None:
-            described = self._messages[shape] = self._describe(header, share)
+            described = self._described[share] = self._describe(share)
         done = 0
         while done < count:
             sent = _libc.sendmmsg(link.fileno(), described[0] + done * _MMSGHDR.itemsize, count - done, 0)
@@ -56,9 +55,10 @@ class Outbox:
             done += sent
         return done
 
-    def frames(self, first: int, count: int, header: int, share: int = 0) -> list[bytes]:
+    def frames(self, first: int, count: int, share: int) -> list[bytes]:
         """Frames `first` to `count` - 1 as bytes of their own: those that could not be sent yet."""
+        zeros = b"" if share else self._zeros.tobytes()
         return [
-            self.headers[i, :header].tobytes() + bytes(self.payload[i * share : (i + 1) * share])
+            self.headers[i].tobytes() + bytes(self.payload[i * share : (i + 1) * share]) + zeros
             for i in range(first, count)
         ]

@@ -28,6 +28,7 @@ _PACKET_QDISC_BYPASS = 20
 _PACKET_IGNORE_OUTGOING = 23
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 4 << 20
+_PER_FRAME = 1024  # bytes that the kernel counts for a frame beyond its length, and more
 BATCH = 256  # most frames of one `send_run`
 ROW = 64  # bytes from one header in `Link.headers` to the next
 
@@ -106,16 +107,34 @@ class Link:
             self._socket.setblocking(False)
             for option in (_PACKET_IGNORE_OUTGOING, _PACKET_QDISC_BYPASS):
                 self._socket.setsockopt(SOL_PACKET, option, 1)
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-            except PermissionError:  # needs CAP_NET_ADMIN; the unforced option is clipped to net.core.wmem_max
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            self._size_send_buffer(max(_SEND_BUFFER, self._slots * (self.mtu + _PER_FRAME)))
             bpf.attach(self._socket, self.accept, self.address)
             self._ring = Ring(self._socket, self.mtu, self._slots)
             self._socket.bind((self.name, bpf.ETHERTYPE))
         except OSError as error:
             self._socket.close()
+            if error.errno == errno.ENOMEM:
+                raise LinkError(
+                    errno.ENOMEM,
+                    f"interface {self.name}: no memory to receive {self._slots} frames of {self.mtu} bytes: allow fewer",
+                ) from None
             raise LinkError(error.errno, f"interface {self.name} cannot be opened: {error.strerror}") from None
+
+    def _size_send_buffer(self, size: int) -> None:
+        """Have room for as many frames on their way out as the ring has for those that come in."""
+        self.clipped = ""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+        except PermissionError:  # needs CAP_NET_ADMIN; the unforced option is clipped to net.core.wmem_max
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            got = (
+                self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+            )  # the kernel doubles what it is given
+            if got < size:
+                self.clipped = (
+                    f"interface {self.name}: the system allows {got} bytes of send buffer where {size} are wanted, so"
+                    f" bursts are slower: set sysctl net.core.wmem_max={size}, or give the process CAP_NET_ADMIN"
+                )
 
     def fileno(self) -> int:
         return self._socket.fileno()

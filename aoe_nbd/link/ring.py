@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import socket
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ PACKET_RX_RING = 5
 PACKET_VERSION = 10
 TPACKET_V2 = 1
 _STATUS_KERNEL, _STATUS_USER, _STATUS_COPY = 0, 1, 2
+_LOWEST = 0 if sys.byteorder == "little" else 3  # byte of a word
 # struct tpacket2_hdr: status, len, snaplen u32; mac, net u16; sec, nsec u32; vlan_tci, vlan_tpid u16; 4 bytes padding
 _HEADER = struct.Struct("IIIHH")
 _STATUS = struct.Struct("I")
@@ -76,14 +78,19 @@ class Ring:
         It ends where the ring does, or before a frame that did not fit its slot; it may be empty though frames wait.
         """
         at = self._next
-        status = self._words[at : at + most, 0]
-        ready = (status & _STATUS_USER != 0) & (self._words[at : at + most, 1] == self._words[at : at + most, 2])
-        count = len(ready) if ready.all() else int(ready.argmin())
+        # As bytes, which is several times faster: a status is zero or has its lowest bit set.
+        count = self._rows[at : at + most, _LOWEST].tobytes().find(0)
+        if count < 0:
+            count = min(most, self.slots - at)
+        lengths, fitted = self._words[at : at + count, 1], self._words[at : at + count, 2]
+        if lengths.tobytes() != fitted.tobytes():
+            count = int((lengths == fitted).argmin())
+            lengths = lengths[:count]
         self._held = count
         mac = _HEADER.unpack_from(self.view, at * self.slot_size)[
             3
         ]  # the same in all slots, as headers are equally long
-        return self._rows[at : at + count, mac:], self._words[at : at + count, 1]
+        return self._rows[at : at + count, mac:], lengths
 
     def release(self) -> None:
         """Give the slots of the last `frames()` back to the kernel."""
@@ -92,7 +99,8 @@ class Ring:
             _STATUS.pack_into(self.view, at * self.slot_size, _STATUS_KERNEL)
         else:
             self._words[at:end, 0] = _STATUS_KERNEL
-            self._words[: max(0, end - self.slots), 0] = _STATUS_KERNEL
+            if end > self.slots:
+                self._words[: end - self.slots, 0] = _STATUS_KERNEL
         self._next = end % self.slots
         self._held = 0
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..link.outbox import ROW, Outbox
+from ..link.outbox import Outbox
 from ..wire.address import Address
 from ..wire.codes import AOE_VERSION, ETHERTYPE, MIN_FRAME, RESPONSE, SECTOR, Ata, AtaFlag, Command, Status
 from ..wire.frames import ATA_DTYPE, ATA_FRAME, ATA_SIZE
@@ -26,10 +26,11 @@ from .state import State
 
 Array = np.ndarray[Any, Any]
 
-LEAST = 3  # frames that are worth an array
+LEAST = 2  # frames that are worth an array
 MOST = 64  # frames of a batch, and so of a stretch
-_ROOM = 1 << 18  # bytes of a stretch's data, so that they stay in the CPU's cache from the disk to the network
+_ROOM = 1 << 20  # bytes of a stretch's data
 
+_ATA = int(Command.ATA)  # plain numbers: arithmetic on enums is slow
 _WRITE, _WIDE = int(AtaFlag.WRITE), int(AtaFlag.EXTENDED)
 _FLAGS = {  # by opcode, what the flags must say of it
     int(Ata.READ): 0,
@@ -40,26 +41,26 @@ _FLAGS = {  # by opcode, what the flags must say of it
 }
 
 
+def _rows(header: bytes) -> Array:
+    """The words of `MOST` rows of an outbox that all are this header."""
+    return np.tile(np.frombuffer(header, np.uint32), (MOST, 1))
+
+
 def _mask(*names: str) -> Array:
-    """The words of `MOST` headers as the outbox has them, ones where the named fields are."""
+    """Ones where the named fields are."""
     header = np.zeros((), ATA_DTYPE)
     for name in names:
         header[name] = ~header[name]
-    return _tile(header.tobytes())
+    return _rows(header.tobytes())
 
 
-def _tile(header: bytes) -> Array:
-    return np.tile(np.frombuffer(header.ljust(ROW, b"\0"), np.uint32), MOST)
-
-
-_SAME = _mask("dst", "ethertype", "version_flags", "major", "minor", "command", "flags", "count", "command_status")
+_SHAPE = _mask("dst", "ethertype", "version_flags", "major", "minor", "command", "flags", "count", "command_status")
+_STREAM = _SHAPE | _mask("src", "lba")
 _KEPT = _mask("tag", "flags", "count", "lba")  # what a reply repeats of its request
-_WORDS = ROW // 4
 _SOURCE: int = ATA_DTYPE.fields["src"][1]  # type: ignore[index]
+_COUNT: int = ATA_DTYPE.fields["count"][1]  # type: ignore[index]
 _LBA: int = ATA_DTYPE.fields["lba"][1]  # type: ignore[index]
-_WIDE_LBA, _NARROW_LBA = (1 << 48) - 1, (1 << 28) - 1
 _LITTLE = np.dtype("<u8")
-_AT = np.arange(MOST, dtype=np.uint64)
 
 
 class Batch:
@@ -67,8 +68,8 @@ class Batch:
 
     def __init__(self, exports: Mapping[tuple[int, int], Lun]) -> None:
         self._exports = exports
-        self.outbox = Outbox(MOST, _ROOM)
-        self._replies = self.outbox.headers.reshape(-1).view(np.uint32)
+        self.outbox = Outbox(MOST, ATA_SIZE, _ROOM, MIN_FRAME)
+        self._replies = self.outbox.headers.view(np.uint32)
 
     def serve(
         self,
@@ -76,34 +77,43 @@ class Batch:
         lengths: Array,
         mac: bytes,
         mtu: int,
-        send: Callable[[int, int, int], None],
+        send: Callable[[int, int], None],
         otherwise: Callable[[list[Frame]], None],
     ) -> None:
-        """Carry out the requests rows[i, : lengths[i]] in order: at most `MOST`, 64 bytes wide or more.
+        """Carry out the requests rows[i, : lengths[i]] in order: at most `MOST`.
 
-        After a stretch, `send` is told the replies in `outbox`: their number, bytes of header, bytes of payload.
+        After a stretch, `send` is told how many replies are in `outbox`, and their share of payload in bytes.
         The frames between stretches are given to `otherwise`.
         """
-        heads = np.ascontiguousarray(rows[:, :ROW])
-        shape = heads.reshape(-1).view(np.uint32) & _SAME[: len(rows) * _WORDS]
+        heads = np.ascontiguousarray(rows[:, :ATA_SIZE])
+        words, number = heads.view(np.uint32), len(heads)
+        plain = ((words - _ramp(int(heads[0, _COUNT]))[:number]) & _STREAM[:number]).tobytes()
+        stream = plain == plain[:ATA_SIZE] * number  # all from one client, sector after sector: nearly always
         start = 0
-        for stop in _stops(shape.reshape(-1, _WORDS)):
+        for stop in [number] if stream else _stops(words & _SHAPE[:number]):
             while start < stop:
+                part = slice(start, stop)
                 done = 0
                 if stop - start >= LEAST:
-                    done = self._carry_out(heads[start:stop], rows[start:stop], lengths[start:stop], mac, mtu, send)
+                    done = self._carry_out(heads[part], rows[part], lengths[part], mac, mtu, stream, send)
                 if not done:
                     otherwise([rows[i, : lengths[i]].data for i in range(start, stop)])
                     done = stop - start
                 start += done
 
     def _carry_out(
-        self, heads: Array, rows: Array, lengths: Array, mac: bytes, mtu: int, send: Callable[[int, int, int], None]
+        self,
+        heads: Array,
+        rows: Array,
+        lengths: Array,
+        mac: bytes,
+        mtu: int,
+        stream: bool,
+        send: Callable[[int, int], None],
     ) -> int:
         """Carry out frames of one shape, or the first of them. Returns how many; 0: one is unusual, nothing was answered."""
-        dst, _, ethertype, verfl, _, major, minor, command, _, flags, _, count, opcode, _, _ = ATA_FRAME.unpack_from(
-            heads[0]
-        )
+        fields = ATA_FRAME.unpack_from(heads.data)
+        dst, src, ethertype, verfl, _, major, minor, command, _, flags, _, count, opcode, raw, _ = fields
         lun = self._exports.get((major, minor))
         if (
             lun is None
@@ -111,24 +121,30 @@ class Batch:
             or dst != mac
             or ethertype != ETHERTYPE
             or verfl != AOE_VERSION << 4
-            or command != Command.ATA
+            or command != _ATA
             or flags & (_WIDE | _WRITE) != _FLAGS.get(opcode)
             or not 0 < count <= lun.sector_limit(mtu)
         ):
             return 0
         size = count * SECTOR
-        number = min(len(heads), MOST, _ROOM // size)
+        number: int = min(len(heads), _ROOM // size)
         if number < len(heads):
             heads, rows, lengths = heads[:number], rows[:number], lengths[:number]
         writes = flags & _WRITE
-        if int(lengths.min()) < (ATA_SIZE + size if writes else ATA_SIZE) or (writes and lun.backend.read_only):
+        if np.minimum.reduce(lengths) < (ATA_SIZE + size if writes else ATA_SIZE) or (writes and lun.backend.read_only):
             return 0
-        if not _welcome(lun.state, heads):
+        width = 48 if flags & _WIDE else 28
+        lba = int.from_bytes(raw, "little") & (1 << width) - 1
+        if stream and _straight(lba, number * count, width):
+            last, runs = lba + number * count, [(lba, 0, number)]
+            welcome = _welcome(lun.state, src)
+        else:
+            lbas = heads[:, _LBA : _LBA + 8].view(_LITTLE)[:, 0] & (1 << width) - 1
+            last, runs = int(lbas.max()) + count, _runs(lbas, count)
+            sources = heads[:, _SOURCE : _SOURCE + 6].tobytes()
+            welcome = all(_welcome(lun.state, one) for one in {sources[i : i + 6] for i in range(0, len(sources), 6)})
+        if not welcome or last > lun.backend.sectors:
             return 0
-        lbas = heads[:, _LBA : _LBA + 8].view(_LITTLE)[:, 0] & (_WIDE_LBA if flags & _WIDE else _NARROW_LBA)
-        if int(lbas.max()) + count > lun.backend.sectors:
-            return 0
-        runs = _runs(lbas, count)
         try:
             if writes:
                 lun.backend.write_rows(rows[:, ATA_SIZE : ATA_SIZE + size], runs)
@@ -141,50 +157,54 @@ class Batch:
         except OSError:
             return 0  # done again one by one, which tells whose fault it was
         lun.counters["write" if writes else "read"] += number
-        words = number * _WORDS
-        replies = self._replies[:words]
-        np.bitwise_and(heads.reshape(-1).view(np.uint32), _KEPT[:words], out=replies)
-        replies |= _reply(lun.address, mac)[:words]
-        self.outbox.headers[:number, :6] = heads[:, _SOURCE : _SOURCE + 6]
-        if writes:
-            send(number, MIN_FRAME, 0)
-        else:
-            send(number, ATA_SIZE, size)
+        replies = self._replies[:number]
+        np.bitwise_and(heads.view(np.uint32), _KEPT[:number], out=replies)
+        replies |= _reply(lun.address, mac, src)[:number]
+        if not stream:
+            self.outbox.headers[:number, :6] = heads[:, _SOURCE : _SOURCE + 6]
+        send(number, 0 if writes else size)
         return number
 
 
-def _stops(grid: Array) -> list[int]:
+@functools.cache
+def _ramp(count: int) -> Array:
+    """What a stream's headers differ by from the first: the low word of the LBA grows by `count` from frame to frame."""
+    ramp = np.zeros((MOST, ATA_SIZE), np.uint8)
+    ramp[:, _LBA : _LBA + 4] = (np.arange(MOST, dtype="<u4") * count).astype("<u4").view(np.uint8).reshape(MOST, 4)
+    return ramp.view(np.uint32)
+
+
+def _straight(lba: int, sectors: int, width: int) -> bool:
+    """Whether a ramp that begins at `lba` stays within the low word of a wide LBA, or within a narrow one."""
+    low = min(width, 32)
+    return lba % (1 << low) + sectors <= 1 << low
+
+
+def _stops(shape: Array) -> list[int]:
     """Where stretches of equal rows end."""
-    after, before = grid[1:], grid[:-1]
-    if after.tobytes() == before.tobytes():  # nearly always, and much faster
-        return [len(grid)]
-    return [*(np.flatnonzero((after != before).any(axis=1)) + 1).tolist(), len(grid)]
+    plain = shape.tobytes()
+    if plain == plain[:ATA_SIZE] * len(shape):
+        return [len(shape)]
+    return [*(np.flatnonzero((shape[1:] != shape[:-1]).any(axis=1)) + 1).tolist(), len(shape)]
 
 
 def _runs(lbas: Array, count: int) -> list[tuple[int, int, int]]:
     """(LBA, first, last) of each run of frames whose sectors follow each other; `count` are in a frame."""
-    number = len(lbas)
-    lba = int(lbas[0])
-    if lbas.tobytes() == (_AT[:number] * count + lba).tobytes():
-        return [(lba, 0, number)]
     starts = [0, *(np.flatnonzero(lbas[1:] - lbas[:-1] != count) + 1).tolist()]
-    return list(zip(lbas[starts].tolist(), starts, [*starts[1:], number], strict=True))
+    return list(zip(lbas[starts].tolist(), starts, [*starts[1:], len(lbas)], strict=True))
 
 
 @functools.lru_cache(maxsize=64)
-def _reply(address: Address, mac: bytes) -> Array:
-    """What all successful replies from this address have in common."""
+def _reply(address: Address, mac: bytes, to: bytes) -> Array:
+    """What all successful replies from this address to one client have in common."""
     verfl, status = AOE_VERSION << 4 | RESPONSE, int(Status.DRDY)
-    return _tile(
-        ATA_FRAME.pack(bytes(6), mac, ETHERTYPE, verfl, 0, *address, Command.ATA, 0, 0, 0, 0, status, bytes(6), 0)
+    return _rows(ATA_FRAME.pack(to, mac, ETHERTYPE, verfl, 0, *address, _ATA, 0, 0, 0, 0, status, bytes(6), 0))
+
+
+def _welcome(state: State, source: bytes) -> bool:
+    """Whether this client may read and write."""
+    return (
+        not source[0] & 1
+        and (not state.mask or source in state.mask)
+        and (not state.reserved or source in state.reserved)
     )
-
-
-def _welcome(state: State, heads: Array) -> bool:
-    """Whether all senders may use the export; different ones may where everyone may."""
-    sources = heads[:, _SOURCE : _SOURCE + 6]
-    first = sources[0].tobytes()
-    if sources.tobytes() == first * len(heads):
-        held = state.reserved and first not in state.reserved
-        return not (first[0] & 1 or held or (state.mask and first not in state.mask))
-    return not (state.mask or state.reserved or (sources[:, 0] & 1).any())

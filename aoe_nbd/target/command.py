@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--interface", action="append", default=[], metavar="NAME", help="Ethernet interface to serve on (repeatable)")
     add("--read-only", action="store_true", help="refuse writes to every export")
     add("--sync", action="store_true", help="answer a write only when it is on stable storage (O_DSYNC)")
+    add("--direct", action="store_true", help="read and write past the page cache (O_DIRECT)")
     add("--buffers", metavar="N", help="requests that clients may have outstanding (default 64)")
     add("--config-string", metavar="TEXT", help="config string of every export, in place of a saved one")
     add("--mask", action="append", default=[], metavar="MAC", help="serve this client and no others (repeatable)")
@@ -124,7 +125,7 @@ def build(args: argparse.Namespace) -> Target:
             raise StateError(
                 f"state file {state.path} cannot be kept ({error.strerror}): give another --state-dir"
             ) from None
-        backend = Backend(path, read_only, args.sync, physical)
+        backend = Backend(path, read_only, args.sync, physical, args.direct)
         luns.append(Lun(address, backend, state, buffers, args.serial, like))
     return Target(luns, args.interface, faults)
 
@@ -147,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
         f"{lun.address} ({lun.backend.sectors} sectors{', read-only' if lun.backend.read_only else ''})"
         for lun in target.exports
     )
+    for sentence in target.clipped():
+        print(f"aoe-nbd target: {sentence}", file=sys.stderr)
     print(f"aoe-nbd target: serving {what} on {', '.join(target.names)}", flush=True)
     status = 0
     try:

@@ -98,10 +98,15 @@ class Target:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._epoll.register(self._watch.fileno(), select.EPOLLIN)
+        self._watching = self._watch.fileno()
+        self._epoll.register(self._watching, select.EPOLLIN)
         for port in self._ports:
             self._follow(port)
         self._stopping = False
+
+    def clipped(self) -> list[str]:
+        """A sentence for each link whose socket got less memory than the buffer counts ask for."""
+        return [port.link.clipped for port in self._ports if port.link.clipped]
 
     def run(self) -> None:
         """Announce the exports and serve until `stop()`; then close the links."""
@@ -187,7 +192,7 @@ class Target:
             if descriptor == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
-            elif descriptor == self._watch.fileno():
+            elif descriptor == self._watching:
                 self._interfaces_changed()
             elif events & (select.EPOLLERR | select.EPOLLHUP):
                 for port in self._ports:
@@ -288,7 +293,7 @@ class Target:
                     *found,
                     link.mac,
                     link.mtu,
-                    lambda *shape: self._send_stretch(port, *shape),
+                    lambda count, share: self._send_stretch(port, count, share),
                     lambda frames: self._put(port, self._carry_out(frames, link.mac, link.mtu)),
                 )
             finally:
@@ -335,12 +340,12 @@ class Target:
             replies = list(self.faults.outbound.pop(now, port.number))
         self._put(port, replies)
 
-    def _send_stretch(self, port: _Port, count: int, header: int, share: int) -> None:
+    def _send_stretch(self, port: _Port, count: int, share: int) -> None:
         """Send the replies that are in the outbox, behind those that wait already."""
         outbox = self._batch.outbox
-        sent = 0 if port.queue else outbox.send(port.link, count, header, share)
+        sent = 0 if port.queue else outbox.send(port.link, count, share)
         if sent < count:
-            self._put(port, outbox.frames(sent, count, header, share))
+            self._put(port, outbox.frames(sent, count, share))
 
     def _put(self, port: _Port, replies: Sequence[bytes | bytearray]) -> None:
         room = _QUEUE_MOST - len(port.queue)

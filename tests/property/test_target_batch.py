@@ -8,6 +8,7 @@ them as the ring shows them, as rows of a wider array with other people's data b
 from __future__ import annotations
 
 import errno
+import os
 import random
 import struct
 from pathlib import Path
@@ -45,12 +46,14 @@ class Storage(Backend):
 class Twin:
     """The same exports twice: one for batches, one for frames."""
 
-    def __init__(self, folder: Path, content: bytes, states: list[tuple[list[bytes], list[bytes]]]) -> None:
+    def __init__(
+        self, folder: Path, content: bytes, states: list[tuple[list[bytes], list[bytes]]], direct: bool = False
+    ) -> None:
         self.luns: list[Lun] = []
         for number, (address, (mask, reserved)) in enumerate(zip(ADDRESSES, states, strict=True)):
             path = folder / str(number)
             path.write_bytes(content)
-            backend = Storage(str(path), read_only=number == 2)
+            backend = Storage(str(path), read_only=number == 2, direct=direct)
             self.luns.append(Lun(address, backend, State(b"", list(mask), list(reserved)), serial="twin"))
         self.by_address = {(lun.address.shelf, lun.address.slot): lun for lun in self.luns}
         self.replies: list[bytes] = []
@@ -69,10 +72,10 @@ class Twin:
             row[: len(frame)] = np.frombuffer(frame, np.uint8)
         lengths = np.array([len(frame) for frame in frames], np.uint32)
 
-        def send(count: int, header: int, share: int) -> None:
+        def send(count: int, share: int) -> None:
             self.stretches += 1
             self.flushed = sum(lun.backend.flushes for lun in self.luns)
-            self.replies += self.batch.outbox.frames(0, count, header, share)
+            self.replies += self.batch.outbox.frames(0, count, share)
 
         def otherwise(odd: list[Frame]) -> None:
             for frame in odd:
@@ -143,7 +146,7 @@ def test_batches_give_what_frame_by_frame_gives(tmp_path: Path, seed: int) -> No
     twins = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        twins.append(Twin(tmp_path / name, content, states))
+        twins.append(Twin(tmp_path / name, content, states, direct=seed % 10 == 0))
     batches, singles = twins
     for _ in range(4):
         mtu = rng.choice((1500, 9000, 9000, 576, 100))
@@ -192,6 +195,45 @@ def test_other_targets_are_not_batched(tmp_path: Path, like: str) -> None:
     frames = [head + struct.pack(">I4B", i, 0x40, 0, 1, 0x24) + bytes(32) for i in range(10)]
     twin.together(frames, 1500, random.Random(1))
     assert not twin.stretches
+
+
+def test_addresses_are_not_taken_for_a_stream_where_they_turn_over(tmp_path: Path) -> None:
+    """Past 2^32 in the low word of a wide LBA, past 2^28 in a narrow one."""
+    twins = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        twins.append(Twin(tmp_path / name, bytes(1024), [([], [])] * 3))
+        for lun in twins[-1].luns:
+            os.truncate(lun.backend.path, (1 << 32) * 512 + 100 * 512)
+            lun.refresh()
+    head = US + ME + struct.pack(">HBBHBB", 0x88A2, 0x10, 0, 7, 3, 0)
+    for wide, top, turn in (
+        (0x40, 1 << 32, 1 << 48),
+        (0x40, 1 << 32, 1 << 32),
+        (0, 1 << 28, 1 << 28),
+        (0, 1 << 28, 1 << 32),
+    ):
+        for flags, data in ((1, True), (0, False)):
+            opcode = {(0, 0): 0x20, (0, 1): 0x30, (0x40, 0): 0x24, (0x40, 1): 0x34}[wide, flags]
+            frames = [
+                head
+                + struct.pack(">I4B", i, wide | flags, 0, 2, opcode)
+                + ((top - 20 + 2 * i) % turn).to_bytes(6, "little")
+                + (bytes(2) + bytes([i + 1]) * 1024 if data else bytes(26))
+                for i in range(20)
+            ]
+            twins[0].together(frames, 1500, random.Random(1))
+            for frame in frames:
+                twins[1].one(memoryview(frame), 1500)
+            assert twins[0].replies == twins[1].replies
+    assert twins[0].stretches
+    for lba in (0, (1 << 28) - 20, (1 << 32) - 20):
+        found = []
+        for twin in twins:
+            with open(twin.luns[0].backend.path, "rb") as file:
+                file.seek(lba * 512)
+                found.append(file.read(40 * 512))
+        assert found[0] == found[1]
 
 
 def test_a_storage_that_shrank_is_told_request_by_request(tmp_path: Path) -> None:

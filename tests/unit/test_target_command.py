@@ -113,12 +113,13 @@ def test_options_reach_the_exports(disk: str, tmp_path: Path) -> None:
     target = build(
         parse(
             *("--interface", "a", "--buffers", "7", "--config-string", "hé", "--mask", "02:00:00:00:00:aa"),
-            *("--mask", "0200000000cc", "--mask", "02-00-00-00-00-aa", "--serial", "S1", "--sync"),
+            *("--mask", "0200000000cc", "--mask", "02-00-00-00-00-aa", "--serial", "S1", "--sync", "--direct"),
             *("--physical-block-size", "512", "--state-dir", str(tmp_path / "state"), "--fault", "loss=0.5", disk),
         )
     )
     (lun,) = target.exports
     assert (lun.buffers, lun.serial, lun.backend.sync, lun.backend.physical_size) == (7, "S1", True, 512)
+    assert lun.backend.direct
     assert (lun.state.config, lun.state.mask) == ("hé".encode(), [ME, OTHER])
     assert target.faults is not None
     assert target.faults.inbound.loss == 0.5
