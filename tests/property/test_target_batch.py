@@ -91,13 +91,13 @@ def requests(rng: random.Random, mtu: int) -> list[bytes]:
     pick = rng.choice
     while len(frames) < pick((3, 40, 256)):
         address, opcode, count = pick((*ADDRESSES, ADDRESSES[0])), pick(READS + WRITES), pick((1, 2, 2, 8, 17, 18))
-        src, dst = pick((ME, ME, ME, OTHER, GROUP)), pick((US, US, US, US, ME, b"\xff" * 6))
+        sources, dst = pick(((ME,), (ME,), (OTHER,), (ME, OTHER), (ME, GROUP))), pick((US, US, US, US, ME, b"\xff" * 6))
         flags = {0x20: 0, 0x24: 0x40, 0x30: 1, 0x34: 0x41, 0x3D: 0x41}[opcode]
         step, lba = pick((count, count, count, 1, 0, -1)), rng.randrange(SECTORS)
         spoilt = pick((0, 0, 0, 0.02, 0.3))
         for _ in range(pick((1, 2, 5, 40, 120))):
             fields = {
-                "src": src,
+                "src": pick(sources),
                 "dst": dst,
                 "verfl": 0x10,
                 "error": 0,
