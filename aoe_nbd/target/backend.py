@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class Backend:
             wanted = "reading" if read_only else "writing"
             hint = "run as root" if read_only else "export it with --read-only, or run as root"
             raise BackendError(f"{path} cannot be opened for {wanted} ({error.strerror}): {hint}") from None
+        self._nowait = not direct  # the page cache may be asked for what it has
         self.sectors = 0
         self.refresh()
         if not self.sectors:
@@ -176,6 +177,23 @@ class Backend:
             if n <= 0:
                 raise OSError(errno.EIO, "the storage ends here: it shrank")
             done += n
+
+    def read_runs(self, buffer: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
+        """For each (lba, first, last) fill shares `first` to `last` - 1 of `buffer`, of `size` bytes each, from sector `lba`."""
+        ask = self._nowait and len(runs) > 1
+        for index, (lba, first, last) in enumerate(runs):
+            part = buffer[first * size : last * size]
+            if ask:
+                try:
+                    if os.preadv(self._fd, [part], lba * SECTOR, os.RWF_NOWAIT) == len(part):
+                        continue
+                except OSError as error:
+                    self._nowait = error.errno != errno.EOPNOTSUPP
+                # Not in the page cache: the disk is to fetch all the others while we wait for the first.
+                ask = False
+                for lba_, first_, last_ in runs[index:]:
+                    os.posix_fadvise(self._fd, lba_ * SECTOR, (last_ - first_) * size, os.POSIX_FADV_WILLNEED)
+            self.read_into(part, lba * SECTOR)
 
     def write(self, data: memoryview | bytes, offset: int) -> None:
         """Write all of `data` at byte `offset`."""

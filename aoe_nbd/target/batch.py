@@ -151,9 +151,7 @@ class Batch:
                 if opcode == Ata.WRITE_DMA_FUA_EXT:
                     lun.backend.flush()
             else:
-                payload = self.outbox.payload
-                for lba, first, last in runs:
-                    lun.backend.read_into(payload[first * size : last * size], lba * SECTOR)
+                lun.backend.read_runs(self.outbox.payload, size, runs)
         except OSError:
             return 0  # done again one by one, which tells whose fault it was
         lun.counters["write" if writes else "read"] += number

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import signal
 import struct
@@ -160,6 +161,39 @@ def test_as_many_requests_as_advertised_are_never_lost(
     while left and (reply := client.receive()) is not None:
         left.discard(reply[20:24])
     assert not left, f"{len(left)} of {count} lost"
+
+
+def test_bursts_are_answered_as_single_requests_are(
+    our_target: Begin, client: Client, disk: Path, tmp_path: Path, jumbo: None
+) -> None:
+    """Bursts of like requests with odd ones among them, as often as the receive ring turns over twice."""
+    content = disk.read_bytes()
+    (tmp_path / "twin").write_bytes(content)
+    twin = Lun(Address(1, 0), Backend(str(tmp_path / "twin")), buffers=64, serial="twin")
+    python = _python_of(our_target(disk, "--serial", "twin"))
+    client.announcement()
+    rng = random.Random(5)
+    for _ in range(25):
+        frames: list[bytes] = []
+        while len(frames) < 50:
+            lba, n = rng.randrange(SECTORS - 200), rng.choice((1, 2, 8, 16, 17))
+            kind, length = rng.choice(("read", "write", "odd")), rng.choice((1, 2, 8))
+            for at in range(lba, lba + length * n, n):
+                if kind == "read":
+                    frames.append(client.read(at, n))
+                elif kind == "write":
+                    frames.append(client.write(at, rng.randbytes(n * 512)))
+                else:
+                    frames.append(rng.choice((client.config(), client.read(SECTORS, n), client.ata(0xEC))))
+        os.kill(python, signal.SIGSTOP)
+        for frame in frames:
+            client.send(frame)
+        os.kill(python, signal.SIGCONT)
+        wanted = [bytes(reply) for frame in frames for reply in twin.handle(frame, client.target, 9000)]
+        found = [client.receive() for _ in wanted]
+        assert [reply and reply[20:24] for reply in found] == [reply[20:24] for reply in wanted]
+        assert found == wanted
+    assert disk.read_bytes() == (tmp_path / "twin").read_bytes() != content
 
 
 def _python_of(target: Process) -> int:
