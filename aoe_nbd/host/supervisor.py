@@ -155,7 +155,7 @@ class Supervisor:
     def _step(self) -> None:
         """Mend one thing that is missing, or else wait for something to happen."""
         if self.child is not None and self.child.ended:
-            self._bridge_ended()
+            self._lost(self.child.last_word)
         elif self._wishes:
             self._grant(self._wishes.popleft())
         elif self.child is None:
@@ -251,17 +251,20 @@ class Supervisor:
         if self.state is not None:
             self._save()
         if not self._until(self._serves, self._ready_within, _LOOK):
-            self._fail(f"the bridge has not become ready within {self._ready_within:g} s")
-            self.child.kill()
+            self._dismiss(f"the bridge has not become ready within {self._ready_within:g} s")
 
     def _serves(self) -> bool:
         assert self.child is not None
         return self.child.ended or self.folder.nbd.exists()
 
-    def _bridge_ended(self) -> None:
-        """It has died, or could not start. Without a device that was the attach."""
+    def _dismiss(self, sentence: str) -> None:
+        """This bridge is of no use."""
         assert self.child is not None
-        sentence = self.child.last_word
+        self.child.kill()
+        self._lost(sentence)
+
+    def _lost(self, sentence: str) -> None:
+        """The bridge has died, could not start, or was dismissed. Without a device yet that is the end of the attach."""
         self._forget_child()
         if self.state is None:
             raise SupervisorError(errno.EIO, sentence)
@@ -308,8 +311,15 @@ class Supervisor:
             self._drain()  # and the next link has the new size
 
     def _show(self, how: Callable[[Path], object]) -> None:
-        with contextlib.suppress(OSError):
+        try:
             how(state.root() / "sysfs")
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # a bridge of another version may answer otherwise
+            log.debug("%s: the view for aoe-stat: %r", self.address, error)
 
     # -- the kernel's device -----------------------------------------------------------------------------------------
 
@@ -321,19 +331,14 @@ class Supervisor:
         except handshake.HandshakeError as error:
             if self.child.ended:
                 return
-            if self.state is None:
-                raise SupervisorError(error.errno, error.strerror) from None
-            self._fail(_sentence(error))
-            self.child.kill()
+            self._dismiss(_sentence(error))
             return
         identity = self._identity()
         try:
             if self.state is None:
                 self._connect(connection, identity)
             elif (objection := self._objection(connection, identity)) is not None:
-                self._fail(objection)
-                self._failures = max(2, self._failures)
-                self.child.end()
+                self._dismiss(objection)
             else:
                 self._reconnect(connection)
         finally:
