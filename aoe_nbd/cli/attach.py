@@ -50,7 +50,7 @@ def holder_of(text: str | None) -> str:
     """The holder of that name. Raises Failure."""
     if text is None:
         return OPERATOR
-    if not re.fullmatch(r"[\w.:@/+-]{1,200}", text):
+    if not re.fullmatch(r"[\w.:@/+-]{1,200}", text, re.ASCII):
         raise Failure(f"--holder {text!r} is not usable: give letters, digits and . : @ / + - _ only")
     return text
 
