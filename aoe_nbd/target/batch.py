@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 LEAST = 2  # frames that are worth an array
 MOST = 64  # frames of a batch, and so of a stretch
-_ROOM = 1 << 20  # bytes of a stretch's data
+_ROOM = 1 << 18  # bytes that are read in one go: they stay in the CPU's cache until they are sent
 
 _ATA = int(Command.ATA)  # plain numbers: arithmetic on enums is slow
 _WRITE, _WIDE = int(AtaFlag.WRITE), int(AtaFlag.EXTENDED)
@@ -60,7 +60,7 @@ _KEPT = _mask("tag", "flags", "count", "lba")  # what a reply repeats of its req
 _SOURCE: int = ATA_DTYPE.fields["src"][1]  # type: ignore[index]
 _COUNT: int = ATA_DTYPE.fields["count"][1]  # type: ignore[index]
 _LBA: int = ATA_DTYPE.fields["lba"][1]  # type: ignore[index]
-_LITTLE = np.dtype("<u8")
+_WORD, _LITTLE = np.dtype("<u4"), np.dtype("<u8")  # the byte order of an LBA
 
 
 class Batch:
@@ -86,7 +86,7 @@ class Batch:
         The frames between stretches are given to `otherwise`.
         """
         heads = np.ascontiguousarray(rows[:, :ATA_SIZE])
-        words, number = heads.view(np.uint32), len(heads)
+        words, number = heads.view(_WORD), len(heads)
         plain = ((words - _ramp(int(heads[0, _COUNT]))[:number]) & _STREAM[:number]).tobytes()
         stream = plain == plain[:ATA_SIZE] * number  # all from one client, sector after sector: nearly always
         start = 0
@@ -127,10 +127,10 @@ class Batch:
         ):
             return 0
         size = count * SECTOR
-        number: int = min(len(heads), _ROOM // size)
+        writes = flags & _WRITE
+        number: int = len(heads) if writes else min(len(heads), _ROOM // size)
         if number < len(heads):
             heads, rows, lengths = heads[:number], rows[:number], lengths[:number]
-        writes = flags & _WRITE
         if np.minimum.reduce(lengths) < (ATA_SIZE + size if writes else ATA_SIZE) or (writes and lun.backend.read_only):
             return 0
         width = 48 if flags & _WIDE else 28
@@ -169,7 +169,7 @@ def _ramp(count: int) -> Array:
     """What a stream's headers differ by from the first: the low word of the LBA grows by `count` from frame to frame."""
     ramp = np.zeros((MOST, ATA_SIZE), np.uint8)
     ramp[:, _LBA : _LBA + 4] = (np.arange(MOST, dtype="<u4") * count).astype("<u4").view(np.uint8).reshape(MOST, 4)
-    return ramp.view(np.uint32)
+    return ramp.view(_WORD)
 
 
 def _straight(lba: int, sectors: int, width: int) -> bool:
