@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .core.policy import FAIL, HOLD, OnDead
 from .wire.address import Address, parse_address, parse_mac, parse_shelf, parse_slot
@@ -43,7 +43,7 @@ PARAMETERS = (
         "false",
         "for disks of this host itself: stay resident, never wait for memory that is being written out, drop privileges",
     ),
-    Parameter("cpu", "", "CPU to run on; all if not given"),
+    Parameter("cpu", "one", "CPUs to run on: a number, one (that which it happens to start on) or all"),
     Parameter(
         "pin-threads", "true", "keep Python's thread states alive between requests (an off switch for a fast path)"
     ),
@@ -70,6 +70,17 @@ def _number(name: str, text: str, low: float, high: float) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not low <= float(text) <= high:
         raise OptionError(f"{name}={text} is not a number from {low:g} to {high:g}")
     return float(text)
+
+
+def _cpu(name: str, text: str) -> int | Literal["one", "all"]:
+    if text == "one":
+        return "one"
+    if text == "all":
+        return "all"
+    try:
+        return _count(name, text, 0, 4095)
+    except OptionError as error:
+        raise OptionError(f"{error}, one or all") from None
 
 
 def _count(name: str, text: str, low: int, high: int) -> int:
@@ -103,7 +114,7 @@ class Options:
     connect_timeout: float = 10.0
     control: str = ""
     lock_memory: bool = False
-    cpu: int | None = None
+    cpu: int | Literal["one", "all"] = "one"
     pin_threads: bool = True
     debug: bool = False
     _shelf: int | None = None
@@ -154,7 +165,7 @@ class Options:
             case "lock-memory":
                 self.lock_memory = _boolean(name, value)
             case "cpu":
-                self.cpu = _count(name, value, 0, 4095)
+                self.cpu = _cpu(name, value)
             case "pin-threads":
                 self.pin_threads = _boolean(name, value)
             case "debug":

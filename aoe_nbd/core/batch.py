@@ -46,13 +46,14 @@ def receive(
 
     Stretches of usual answers to `initiator` are booked here, all else goes to `otherwise`, which knows `receive`.
     """
-    at, count = 0, len(rows)
-    while at < count:
-        booked = _stretch(initiator, link, rows[at:], lengths[at:], now) if initiator is not None else 0
+    while len(rows):
+        booked = _stretch(initiator, link, rows, lengths, now) if initiator is not None else 0
         if not booked:
-            otherwise(rows[at, : lengths[at]].data)
+            otherwise(rows[0, : lengths[0]].data)
             booked = 1
-        at += booked
+        if booked == len(rows):
+            return
+        rows, lengths = rows[booked:], lengths[booked:]
 
 
 def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: float) -> int:
@@ -76,7 +77,10 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
         or rows[:count, _STATUS].tobytes() != head[_STATUS : _STATUS + 1] * count
     ):
         count = _alike(rows, head, first, count)
-    shortest = int(lengths[:count].min())
+    lengths = lengths[:count]
+    shortest = int(lengths[0])
+    if lengths.tobytes() != lengths[:1].tobytes() * count:
+        shortest = int(lengths.min())
     if shortest < ATA_SIZE:
         return 0
     booked = 0

@@ -33,7 +33,6 @@ _MACS = 12  # bytes
 _TAG, _COUNT, _LBA = (ATA_DTYPE.fields[name][1] for name in ("tag", "count", "lba"))  # type: ignore[index]
 _WRITE = struct.Struct(f">{_TAG}sI4B6s2x")  # all before the tag as one, for it is the same in most frames
 _READ = struct.Struct(f"{_WRITE.format}{MIN_FRAME - ATA_SIZE}x")
-_INDEX = np.arange(1024, dtype=np.int64)
 
 
 def frame(initiator: Initiator, run: Run, index: int = 0) -> tuple[bytes, memoryview | None]:
@@ -91,6 +90,8 @@ class Headers:
         self._tags = rows[:, _TAG : _TAG + 4].view(">u4")[:, 0]
         self._lbas = rows[:, _LBA : _LBA + 8].view("<u8")[:, 0]  # and the reserved field behind, which is zero
         self._counts = rows[:, _COUNT]
+        self._numbers = np.arange(len(rows))
+        self._sectors = self._numbers  # from the first row's LBA to each other's
         self._alike: tuple[object, ...] = ()  # what the rows have in common
         self._odd = 0  # the row that carries fewer sectors than the others
 
@@ -107,12 +108,13 @@ class Headers:
             header, _ = frame(initiator, run)
             self.rows[:, : len(header)] = np.frombuffer(header, np.uint8)
             self._counts[:] = step
+            self._sectors = self._numbers * step
         elif self._counts[self._odd] != step:
             self._counts[self._odd] = step
         start = run.offset + first * step
-        index = _INDEX[:count]
-        self._tags[:count] = index + tag_of(run.seq + first)
-        self._lbas[:count] = index * step + (request.lba + start | FORMS[opcode].base)  # type: ignore[index]
+        lba = request.lba + start | FORMS[opcode].base  # type: ignore[index]
+        np.add(self._numbers[:count], tag_of(run.seq + first), out=self._tags[:count], casting="unsafe")
+        np.add(self._sectors[:count], lba, out=self._lbas[:count], casting="unsafe")
         short = run.offset + run.length - (start + (count - 1) * step)
         if short < step:
             self._odd = count - 1

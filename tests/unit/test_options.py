@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_table() -> None:
     assert str(found.readonly).lower() == table["readonly"]
     assert str(found.pin_threads).lower() == table["pin-threads"]
     assert str(found.debug).lower() == table["debug"]
-    assert (found.cpu, table["cpu"]) == (None, "")
+    assert found.cpu == table["cpu"]
 
 
 def test_every_parameter_of_the_table_is_taken() -> None:
@@ -69,6 +69,10 @@ def test_every_parameter_of_the_table_is_taken() -> None:
     assert found.address == Address(1, 0)
     assert (found.sectors, found.readonly, found.on_dead, found.connect_timeout) == (8, True, FAIL, 2.5)
     assert (found.cpu, found.pin_threads, found.debug, found.interfaces) == (0, False, True, ["eth0", "eth1"])
+
+
+def test_cpus_may_be_one_of_two_words() -> None:
+    assert [options(f"cpu={word}").cpu for word in ("one", "all", "7")] == ["one", "all", 7]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,7 @@ def test_on_dead_reads_what_it_prints() -> None:
         (["connect-timeout=0"], "connect-timeout=0 is not a number from 0.1 to 86400"),
         (["connect-timeout=inf"], "connect-timeout=inf is not a number from 0.1 to 86400"),
         (["connect-timeout=nan"], "connect-timeout=nan is not a number from 0.1 to 86400"),
-        (["cpu=-1"], "cpu=-1 is not a number from 0 to 4095"),
+        (["cpu=-1"], "cpu=-1 is not a number from 0 to 4095, one or all"),
     ],
 )
 def test_refusals(words: list[str], sentence: str) -> None:
