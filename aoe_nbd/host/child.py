@@ -88,16 +88,28 @@ class Child:
         os.close(self._pidfd)
 
 
+def _stat(pid: int, proc: Path) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; none if there is no such process."""
+    try:
+        return (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def parent(pid: int, proc: Path = PROC) -> int:
+    """A process's parent; 0 if it has gone."""
+    found = _stat(pid, proc)
+    return int(found[1]) if found else 0
+
+
 def began(pid: int, proc: Path = PROC) -> int:
     """When a process was started, in clock ticks since boot: with its pid, what no other process has. 0 if it has gone."""
-    try:
-        return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
+    found = _stat(pid, proc)
+    return int(found[19]) if found else 0
 
 
 def end_orphan(pid: int, start: int) -> bool:
-    """Kill a bridge that has outlived its supervisor, and wait until it has gone. False if there is none."""
+    """Kill a bridge that is no Child of ours, and wait until it has gone. False if there is none."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -108,6 +120,8 @@ def end_orphan(pid: int, start: int) -> bool:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         select.select([pidfd], [], [])
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # after an exec it may be our child all the same
         return True
     finally:
         os.close(pidfd)

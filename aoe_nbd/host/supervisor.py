@@ -124,7 +124,7 @@ class Supervisor:
             for wish in self._wishes:
                 wish.done.cancel()
             server.close()
-            if self.child is not None:
+            if self.child is not None and not self._again:
                 self.child.kill()
             self._selector.close()
             if self._uevents is not None:
@@ -137,11 +137,8 @@ class Supervisor:
         self._ring()
 
     def _recover(self) -> None:
-        """Find what an earlier supervisor has left: a bridge, which is ended, and a device, which is taken over."""
-        left = self.folder.state()
-        if left is not None and left.bridge and child.end_orphan(left.bridge, left.bridge_began):
-            log.warning("%s: a bridge was left over from an earlier supervisor: ended", self.address)
-        holding = disks.holding(str(self.address))
+        """Go on with what an earlier supervisor has left: the kernel's device, and perhaps a bridge."""
+        left, holding = self.folder.state(), disks.holding(str(self.address))
         if left is not None and left.index in holding:
             self.state = left
         elif holding:
@@ -149,8 +146,25 @@ class Supervisor:
         elif left is not None:
             log.warning("%s: /dev/nbd%d does not hold it any more: starting afresh", self.address, left.index)
         if self.state is not None:
-            log.info("%s: /dev/nbd%d holds it still: taking it over", self.address, self.state.index)
+            log.info("%s: /dev/nbd%d holds it: taking it over", self.address, self.state.index)
             self._follow(self.state.index)
+        if left is not None and left.bridge and child.began(left.bridge) == left.bridge_began != 0:
+            self._relieve(left.bridge, left.bridge_began)
+
+    def _relieve(self, pid: int, began: int) -> None:
+        """End the bridge that an earlier supervisor has left.
+
+        After a restart that was this process, and the bridge serves still: the pause begins only here.
+        """
+        if self.state is not None and child.parent(pid) == os.getpid():
+            self._prepare()
+            self.linked = True
+            self._drain()
+        else:
+            log.warning("%s: its last supervisor has left a bridge, process %d: ending it", self.address, pid)
+        child.end_orphan(pid, began)
+        if self.linked:
+            self._unlink(PLANNED)
 
     def _step(self) -> None:
         """Mend one thing that is missing, or else wait for something to happen."""
@@ -242,16 +256,21 @@ class Supervisor:
         for path in (self.folder.nbd, self.folder.control):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-        pairs = [("target", str(self.address)), *self.options]
-        pairs += [("control", str(self.folder.control)), ("lock-memory", "true")]
-        self._line = self._line or command.supervised(self.folder.nbd, THREADS, pairs)
-        self.child = self._spawn(*self._line)
+        self.child = self._spawn(*self._prepare())
         self._started = time.monotonic()
         self._selector.register(self.child, selectors.EVENT_READ, lambda: None)
         if self.state is not None:
             self._save()
         if not self._until(self._serves, self._ready_within, _LOOK):
             self._dismiss(f"the bridge has not become ready within {self._ready_within:g} s")
+
+    def _prepare(self) -> tuple[list[str], dict[str, str]]:
+        """The bridge's command line and environment. Finding out takes a moment."""
+        if self._line is None:
+            pairs = [("target", str(self.address)), *self.options]
+            pairs += [("control", str(self.folder.control)), ("lock-memory", "true")]
+            self._line = command.supervised(self.folder.nbd, THREADS, pairs)
+        return self._line
 
     def _serves(self) -> bool:
         assert self.child is not None
@@ -461,8 +480,7 @@ class Supervisor:
             self._ask("drain", timeout=DRAIN)
         except control.ControlError as error:
             log.info("%s: %s", self.address, _sentence(error))
-        if self.linked and self.child is not None:
-            self._until(lambda: not self.linked or self.child is None or self.child.ended, DRAIN)
+        self._until(lambda: not self.linked, DRAIN)
 
     def _follow(self, index: int) -> None:
         """Keep the names of the device and its partitions right."""
@@ -583,13 +601,7 @@ class Supervisor:
     def _grant(self, wish: Wish) -> None:
         if wish.verb == "restart":
             log.info("%s: restarting", self.address)
-            self._drain()
-            if self.child is not None:
-                self.child.end()
-                self._forget_child()
-            if self.linked:
-                self._unlink(PLANNED)
-            self._again = self._over = True
+            self._again = self._over = True  # and the next one relieves the bridge
             return
         users = self._users()
         if users and not wish.force:

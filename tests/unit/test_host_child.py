@@ -6,12 +6,11 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
 import subprocess
 
 import pytest
 
-from aoe_nbd.host.child import Child, began, end_orphan
+from aoe_nbd.host.child import Child, began, end_orphan, parent
 
 
 def shell(script: str) -> Child:
@@ -56,6 +55,11 @@ def test_an_orphan_is_ended_and_nobody_else() -> None:
     assert not end_orphan(process.pid, 0)
     assert process.poll() is None
     assert end_orphan(process.pid, start)
-    assert process.wait(60) == -signal.SIGKILL
+    assert not os.path.exists(f"/proc/{process.pid}"), "reaped, for it was our child"
     assert not end_orphan(process.pid, start)
-    assert began(process.pid) == 0
+    assert began(process.pid) == 0 == parent(process.pid)
+    process.wait()
+
+
+def test_whose_child_a_process_is() -> None:
+    assert parent(os.getpid()) == os.getppid()

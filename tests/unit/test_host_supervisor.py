@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,13 +342,35 @@ def test_where_requests_are_to_fail_the_bridge_fails_them(world: World, attached
     assert world.did == [] and not attached.held
 
 
-def test_restart(world: World, attached: Supervisor) -> None:
+def test_restart(world: World, attached: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     attached._wishes.append(Wish("restart"))
     until(attached, lambda: attached._over)
-    assert attached._again
-    assert world.did[:2] == [f"reconfigure timeout={module.PLANNED}", "drain"]
-    assert "end bridge" in world.did and "disconnect" not in world.did
-    assert world.folder.state() is not None and world.devices == {4: "e1.0"}
+    assert attached._again and world.did == [] and world.children[-1].serving, "it serves until the next one is there"
+    state = world.folder.state()
+    assert state is not None
+    world.folder.save(replace(state, bridge=77, bridge_began=5))
+    monkeypatch.setattr(module.child, "began", lambda pid: 5 if pid == 77 else 0)
+    monkeypatch.setattr(module.child, "parent", lambda pid: os.getpid())
+    monkeypatch.setattr(module.child, "end_orphan", lambda pid, start: world.did.append(f"end {pid} {start}"))
+    monkeypatch.setattr(module.command, "supervised", lambda *args: world.did.append("prepare") or (["bridge"], {}))
+    successor = make(world)
+    successor._recover()
+    until(successor, lambda: successor.linked)
+    assert world.did[:3] == ["prepare", f"reconfigure timeout={module.PLANNED}", "drain"]
+    assert "end 77 5" in world.did and not any(each.startswith("connect") for each in world.did)
+    assert len(world.children) == 2 and world.devices == {4: "e1.0"}
+
+
+def test_an_orphan_is_ended_first(world: World, attached: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = world.folder.state()
+    assert state is not None
+    world.folder.save(replace(state, bridge=77, bridge_began=5))
+    monkeypatch.setattr(module.child, "began", lambda pid: 5)
+    monkeypatch.setattr(module.child, "parent", lambda pid: 1)
+    monkeypatch.setattr(module.child, "end_orphan", lambda pid, start: world.did.append(f"end {pid} {start}"))
+    successor = make(world)
+    successor._recover()
+    assert world.did == ["end 77 5"] and not successor.linked
 
 
 def test_the_next_one_goes_on(world: World, attached: Supervisor) -> None:
