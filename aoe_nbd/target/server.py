@@ -14,7 +14,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..link import Accept, Interface, InterfaceWatch, Link, LinkError, interface, interfaces
 from ..link.packet import errno_name
@@ -174,20 +174,22 @@ class Target:
             with contextlib.suppress(FileExistsError):
                 self._epoll.register(descriptor, select.EPOLLIN)
 
-    def _deadlines(self, next_tick: float) -> Iterator[float]:
-        yield next_tick
+    def _deadline(self, next_tick: float) -> float:
+        """When there is something to do though nothing comes in."""
+        due = next_tick
         for port in self._ports:
             if port.gathered:
-                yield port.due
+                due = min(due, port.due)
             if port.retry:
-                yield port.retry
+                due = min(due, port.retry)
         if self.faults:
             for line in (self.faults.inbound, self.faults.outbound):
                 if (when := line.next_time()) is not None:
-                    yield when
+                    due = min(due, when)
+        return due
 
     def _wait(self, next_tick: float) -> None:
-        timeout = min(self._deadlines(next_tick)) - time.monotonic()
+        timeout = self._deadline(next_tick) - time.monotonic()
         for descriptor, events in self._epoll.poll(max(0.0, timeout)):
             if descriptor == self._wake:
                 with contextlib.suppress(BlockingIOError):
