@@ -30,7 +30,7 @@ QUESTION_MOST = 64 << 10  # bytes of one question
 ANSWER_MOST = 16 << 20  # bytes of one answer that a client takes
 WORKERS = 6  # clients at once; more wait. A supervisor, a barrier and a monitor may each stay for long
 IDLE = 5.0  # s in which a client must have sent its whole question, or taken its whole answer
-PATIENCE = 10.0  # s that a client waits for an answer, on top of what the verb itself may take
+PATIENCE = 30.0  # s that a client waits for an answer, on top of what the verb itself may take
 _LISTEN = 60.0  # s that one `wait` lasts at most, for nobody tells the server that its client has gone meanwhile
 WAIT_MOST = 600.0  # s that `timeout` of a verb may be
 
