@@ -83,6 +83,7 @@ def _end(folder: Folder, force: bool) -> None:
     address = folder.address
     devices = disks.holding(str(address))
     if not force:
+        _refuse_unserved(folder)
         for index in devices:
             users = holders.users(f"nbd{index}")
             if users:
@@ -104,6 +105,24 @@ def _end(folder: Folder, force: bool) -> None:
     with contextlib.suppress(service.ServiceError):
         service.stop(folder)
     _sweep(folder)
+
+
+def _refuse_unserved(folder: Folder) -> None:
+    """Raise Failure if the device cannot be flushed for want of somebody who serves it: who tried would hang."""
+    from ..host import control
+
+    address = folder.address
+    if folder.running() is None:
+        raise Failure(
+            f"{address} has no supervisor: `aoe-nbd attach {address}` goes on with it, --force gives up what is not written"
+        )
+    status = control.Client(folder.supervisor, f"supervisor of {address}").ask("status")
+    if status["state"] != "up":
+        problem = f" ({status['problem']})" if status["problem"] else ""
+        raise Failure(
+            f"{address} is not served just now{problem}: wait until `aoe-nbd list` shows it up, "
+            f"or give up what is not written by --force"
+        )
 
 
 def _sweep(folder: Folder) -> None:

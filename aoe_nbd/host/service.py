@@ -81,6 +81,14 @@ def _systemctl(verb: str, address: Address) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemctl", verb, unit(address)], capture_output=True, text=True, check=False)
 
 
+def going_down() -> bool:
+    """Whether systemd is stopping the whole host."""
+    if not managed():
+        return False
+    done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "stopping"
+
+
 def command(address: Address) -> list[str]:
     """The supervisor's own command line: this Python, this package."""
     return [sys.executable, "-P", "-m", "aoe_nbd", "run", str(address)]
@@ -148,6 +156,10 @@ def log_where_it_is_read(folder: Folder) -> None:
                 handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
         else:
             handler = logging.handlers.RotatingFileHandler(folder.path / "log", maxBytes=_LOG_MOST, backupCount=1)
-    stamp = "%(asctime)s " if isinstance(handler, logging.FileHandler) else ""
-    handler.setFormatter(logging.Formatter(f"{stamp}aoe-nbd: %(message)s"))
+    form = "aoe-nbd: %(message)s"
+    if isinstance(handler, logging.FileHandler):
+        form = "%(asctime)s %(message)s"
+    elif "JOURNAL_STREAM" in os.environ:
+        form = "%(message)s"  # the journal adds the name by itself
+    handler.setFormatter(logging.Formatter(form))
     log.handlers[:] = [handler]

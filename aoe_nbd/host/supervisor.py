@@ -37,6 +37,7 @@ THREADS = (
 )
 START = 300.0  # s on top of connect-timeout in which a bridge must be ready, however busy the machine is
 OUTAGE = 60  # s on top of fail-after, that a bridge may be away, until the kernel fails requests by itself
+OUTLAST = 60.0  # s that a host which goes down has to stop using the device
 DRAIN = 5.0  # s for the answers that are under way, before a planned end of the connection
 RETRY = 0.2  # s until the kernel is offered another socket, if it had not yet found the old one dead
 PLANNED = 1  # s of NBD timeout around a planned pause: what it cuts off is sent again after at most twice that
@@ -148,6 +149,8 @@ class Supervisor:
         if self.state is not None:
             log.info("%s: /dev/nbd%d holds it: taking it over", self.address, self.state.index)
             self._follow(self.state.index)
+            # The device is there already, even if its target is not
+            service.notify(f"READY=1\nSTATUS=/dev/nbd{self.state.index} waits to be served")
         if left is not None and left.bridge and child.began(left.bridge) == left.bridge_began != 0:
             self._relieve(left.bridge, left.bridge_began)
 
@@ -245,12 +248,11 @@ class Supervisor:
             self._until(lambda: bool(self._wishes), min(DELAY_MOST, DELAY_FIRST * 2 ** min(self._failures - 2, 10)))
             if self._wishes:
                 return
-        other = None if self._read_only else claim.holder(self.address)
-        if other is not None:
-            sentence = f"{self.address} is served read-write by another bridge on this host, {other}: end that first"
+        hindrance = self._hindrance()
+        if hindrance is not None:
             if self.state is None:
-                raise SupervisorError(errno.EBUSY, sentence)
-            self._fail(sentence)
+                raise SupervisorError(errno.EBUSY, hindrance)
+            self._fail(hindrance)
             self._failures = max(2, self._failures + 1)
             return
         for path in (self.folder.nbd, self.folder.control):
@@ -263,6 +265,19 @@ class Supervisor:
             self._save()
         if not self._until(self._serves, self._ready_within, _LOOK):
             self._dismiss(f"the bridge has not become ready within {self._ready_within:g} s")
+
+    def _hindrance(self) -> str | None:
+        """Why this host must not attach it (any more): it is a disk of this host in another way."""
+        try:
+            names.check(self.address)
+        except names.NameTaken as error:
+            return _sentence(error)
+        if (disks.SYS / "block" / f"etherd!{self.address}").exists():
+            return f"{self.address} is attached by the kernel's aoe module: `rmmod aoe` first"
+        other = None if self._read_only else claim.holder(self.address)
+        if other is not None:
+            return f"{self.address} is served read-write by another bridge on this host, {other}: end that first"
+        return None
 
     def _prepare(self) -> tuple[list[str], dict[str, str]]:
         """The bridge's command line and environment. Finding out takes a moment."""
@@ -510,23 +525,35 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Told to end by a signal: the device is given back if nobody uses it, and else waits for the next supervisor."""
-        users = self._users()
         self._stopping, self._closing = False, True
         if self.state is None:
             self._clean()
-        elif users:
-            log.warning(
-                "%s: /dev/nbd%d is in use (%s): it stays, and its requests wait for the next start",
-                self.address,
-                self.state.index,
-                holders.sentence(users),
-            )
-            self._leave()
+            return
+        users = self._users()
+        if users and service.going_down():
+            users = self._outlast()
+        if users:
+            why = f"is in use ({holders.sentence(users)})"
+        elif not self.linked or self.held:
+            why = "cannot be flushed just now"  # and who tried would hang
         elif not disks.flush(self.state.index):
-            log.warning("%s: /dev/nbd%d could not be flushed: it stays", self.address, self.state.index)
-            self._leave()
+            why = "could not be flushed"
         else:
             self._clean()
+            return
+        log.warning("%s: /dev/nbd%d %s: it stays, and waits for the next start", self.address, self.state.index, why)
+        self._leave()
+
+    def _outlast(self) -> list[str]:
+        """While the host goes down, serve until nobody uses the device, and return who does after all.
+
+        What systemd does not know to depend on us (LVM, md, what was mounted by hand) ends at the same time as we do, and
+        would wait for us.
+        """
+        limit = time.monotonic() + OUTLAST
+        while (users := self._users()) and time.monotonic() < limit:
+            self._step()
+        return users
 
     def _leave(self) -> None:
         """End the bridge, and leave the device to the kernel."""

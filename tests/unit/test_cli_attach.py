@@ -23,7 +23,7 @@ class Supervisor:
     """One LUN's, with its lock and its control socket; what it says of its device is made up."""
 
     def __init__(self, host: Host, folder: Folder) -> None:
-        self.host, self.folder, self.starts, self.detached = host, folder, 1, False
+        self.host, self.folder, self.starts, self.state = host, folder, 1, "up"
         self.options = [f"{key}={value}" for key, value in attach._options(folder, folder.options() or [])]
         self._life = contextlib.ExitStack()
         self._life.enter_context(folder.supervising())
@@ -40,7 +40,7 @@ class Supervisor:
             "device": f"/dev/nbd{index}",
             "index": index,
             "options": self.options,
-            "state": "up",
+            "state": self.state,
             "problem": "",
             "starts": self.starts,
         }
@@ -241,6 +241,13 @@ def test_not_flushed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     assert "/dev/nbd0 could not be flushed" in capsys.readouterr().err and host.devices == {"e1.0": 0}
 
 
+def test_not_served(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    run("attach", "e1.0")
+    host.supervisors["e1.0"].state = "held"
+    assert run("detach", "e1.0") == 1
+    assert "e1.0 is not served just now: wait until" in capsys.readouterr().err and host.did == ["start e1.0"]
+
+
 def test_not_attached(host: Host, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("detach", "e1.0") == 1
     assert "e1.0 is not attached" in capsys.readouterr().err
@@ -269,8 +276,10 @@ def test_detach_without_a_supervisor(
     monkeypatch.setattr(nbd, "Kernel", Kernel)
     monkeypatch.setattr(child, "end_orphan", lambda pid, start: host.did.append(f"end {pid} {start}"))
     monkeypatch.setattr(queue, "restore", lambda index, before: host.did.append(f"restore {index} {before}"))
-    assert run("detach", "e1.0") == 0
-    assert host.did[1:] == ["flush", "end 77 5", "disconnect 0", "restore 0 {'scheduler': 'x'}", "no names"]
+    assert run("detach", "e1.0") == 1
+    assert "e1.0 has no supervisor: `aoe-nbd attach e1.0` goes on with it" in capsys.readouterr().err
+    assert run("detach", "e1.0", "--force") == 0
+    assert host.did[1:] == ["end 77 5", "disconnect 0", "restore 0 {'scheduler': 'x'}", "no names"]
     assert not (tmp_path / "run").exists()
 
 

@@ -168,6 +168,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(module.control.Client, "ask", world.ask)
     monkeypatch.setattr(module.command, "supervised", lambda *args: (["bridge"], {}))
     monkeypatch.setattr(module.claim, "holder", lambda address: world.claimed)
+    monkeypatch.setattr(module.names, "check", lambda address: None)
+    monkeypatch.setattr(module.service, "going_down", lambda: False)
     monkeypatch.setattr(module.names, "make", lambda address, index: did.append(f"names {index}"))
     monkeypatch.setattr(module.names, "remove", lambda address, index: did.append("no names"))
     monkeypatch.setattr(module.names, "Uevents", Uevents)
@@ -241,6 +243,21 @@ def test_served_by_another_bridge(world: World) -> None:
     assert world.children == []
     supervisor = make(world, ("readonly", "true"))
     until(supervisor, lambda: supervisor.linked)
+
+
+@pytest.mark.parametrize("way", ["name", "sysfs"])
+def test_attached_by_the_kernels_aoe(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str) -> None:
+    def taken(address: Address) -> None:
+        raise module.names.NameTaken(errno.EEXIST, "/dev/etherd/e1.0 is a device of the kernel's aoe module")
+
+    if way == "name":
+        monkeypatch.setattr(module.names, "check", taken)
+    else:
+        (tmp_path / "block" / "etherd!e1.0").mkdir(parents=True)
+        monkeypatch.setattr(module.disks, "SYS", tmp_path)
+    with pytest.raises(SupervisorError, match="kernel's aoe module"):
+        make(world).run()
+    assert world.children == []
 
 
 def test_the_bridge_dies(world: World, attached: Supervisor) -> None:
@@ -356,7 +373,7 @@ def test_restart(world: World, attached: Supervisor, monkeypatch: pytest.MonkeyP
     successor = make(world)
     successor._recover()
     until(successor, lambda: successor.linked)
-    assert world.did[:3] == ["prepare", f"reconfigure timeout={module.PLANNED}", "drain"]
+    assert world.did[:4] == ["READY=1", "prepare", f"reconfigure timeout={module.PLANNED}", "drain"]
     assert "end 77 5" in world.did and not any(each.startswith("connect") for each in world.did)
     assert len(world.children) == 2 and world.devices == {4: "e1.0"}
 
@@ -370,7 +387,7 @@ def test_an_orphan_is_ended_first(world: World, attached: Supervisor, monkeypatc
     monkeypatch.setattr(module.child, "end_orphan", lambda pid, start: world.did.append(f"end {pid} {start}"))
     successor = make(world)
     successor._recover()
-    assert world.did == ["end 77 5"] and not successor.linked
+    assert world.did == ["READY=1", "end 77 5"] and not successor.linked
 
 
 def test_the_next_one_goes_on(world: World, attached: Supervisor) -> None:
@@ -473,6 +490,29 @@ def test_told_to_end_while_in_use(world: World, caplog: pytest.LogCaptureFixture
     assert "drain" in world.did and "end bridge" in world.did
     assert "disconnect" not in world.did and world.folder.state() is not None
     assert any("mounted on /srv" in record.message for record in caplog.records)
+
+
+def test_a_host_that_goes_down_is_served_until_nobody_uses_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def users(disk: str) -> list[str]:
+        asked.append(disk)
+        return ["mounted on /srv"] if len(asked) < 4 else []
+
+    monkeypatch.setattr(module.holders, "users", users)
+    monkeypatch.setattr(module.service, "going_down", lambda: True)
+    ended(world, make(world))
+    assert world.did[:2] == ["flush", "disconnect"] and len(asked) == 4
+
+
+def test_told_to_end_while_nobody_serves(world: World, attached: Supervisor) -> None:
+    world.status["state"] = "dead"
+    until(attached, lambda: attached.held)
+    attached._stop()
+    assert "flush" not in world.did and "disconnect" not in world.did, "who tried would hang"
+    assert world.folder.state() is not None
 
 
 def test_told_to_end_and_not_flushed(world: World) -> None:
