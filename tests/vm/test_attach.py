@@ -47,7 +47,7 @@ def test_read_only(vm: Machine, storage: Storage) -> None:
 def test_partitions(vm: Machine, storage: Storage) -> None:
     storage.vblade(storage.disk())
     attach(vm)
-    vm.sh("printf 'size=24M\\n\\n' | sfdisk -q --label gpt /dev/etherd/e1.0")
+    vm.sh("printf 'size=24M\\ntype=linux\\n' | sfdisk -q --label gpt /dev/etherd/e1.0")
     until(vm, "[ -b /dev/etherd/e1.0p2 ]")
     file_system(vm, "/dev/etherd/e1.0p1")
     vm.sh("aoe-nbd detach e1.0")

@@ -26,7 +26,7 @@ def test_swap_and_dirty_pages_up_to_the_limit(small_vm: Machine, storage: Storag
     vm = small_vm
     storage.vblade(storage.disk(mib=640))
     attach(vm)
-    vm.sh("printf 'size=192M, type=swap\\n\\n' | sfdisk -q --label gpt /dev/etherd/e1.0")
+    vm.sh("printf 'size=192M, type=swap\\ntype=linux\\n' | sfdisk -q --label gpt /dev/etherd/e1.0")
     until(vm, "[ -b /dev/etherd/e1.0p2 ]")
     vm.sh("mkswap -q /dev/etherd/e1.0p1; swapon /dev/etherd/e1.0p1; mkfs.ext4 -q /dev/etherd/e1.0p2")
     vm.sh("mount /dev/etherd/e1.0p2 /mnt")
