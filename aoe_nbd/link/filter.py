@@ -15,6 +15,7 @@ import socket
 import struct
 
 from ..wire.address import Address
+from ..wire.codes import ALL_SHELVES, ALL_SLOTS
 
 ETHERTYPE = 0x88A2
 
@@ -33,20 +34,28 @@ class Accept(enum.Enum):
 
 
 def program(accept: Accept, address: Address | None = None) -> bytes:
-    """The filter as an array of `struct sock_filter`; with `address`, for frames of that LUN only."""
-    # Each test: what to load, how to compare it with what, and the outcome that lets the frame pass.
-    tests = [
-        (_LD, _PKTTYPE, _JEQ, _PACKET_OTHERHOST, False),
-        (_LDB, _VLAN_PRESENT, _JEQ, 0, True),
-        (_LDH, 12, _JEQ, ETHERTYPE, True),
-        (_LDB, 14, _JSET, _RESPONSE, accept is Accept.RESPONSES),
+    """The filter as an array of `struct sock_filter`; with `address`, for frames of that LUN only (or, of requests, to all)."""
+    responses = accept is Accept.RESPONSES
+    # Each test: what to load, how to compare it with which alternatives, and the outcome that lets the frame pass.
+    tests: list[tuple[int, int, int, tuple[int, ...], bool]] = [
+        (_LD, _PKTTYPE, _JEQ, (_PACKET_OTHERHOST,), False),
+        (_LDB, _VLAN_PRESENT, _JEQ, (0,), True),
+        (_LDH, 12, _JEQ, (ETHERTYPE,), True),
+        (_LDB, 14, _JSET, (_RESPONSE,), responses),
     ]
     if address is not None:
-        tests += [(_LDH, 16, _JEQ, address.shelf, True), (_LDB, 18, _JEQ, address.slot, True)]
+        shelf, slot = address
+        tests += [
+            (_LDH, 16, _JEQ, (shelf,) if responses else (ALL_SHELVES, shelf), True),
+            (_LDB, 18, _JEQ, (slot,) if responses else (ALL_SLOTS, slot), True),
+        ]
     rules = []  # (code, value, skip if true, skip if false), skips counted in instructions; the last two are the verdicts
-    for i, (load, at, compare, value, passes) in enumerate(tests):
-        drop = 2 * (len(tests) - 1 - i) + 1
-        rules += [(load, at, 0, 0), (compare, value, 0 if passes else drop, drop if passes else 0)]
+    drop = sum(1 + len(values) for _, _, _, values, _ in tests) + 1
+    for load, at, compare, values, passes in tests:
+        rules.append((load, at, 0, 0))
+        rules += [(compare, value, len(values) - i, 0) for i, value in enumerate(values[:-1], 1)]
+        drop -= 1 + len(values)
+        rules.append((compare, values[-1], 0 if passes else drop, drop if passes else 0))
     rules += [(_RET, 0xFFFFFFFF, 0, 0), (_RET, 0, 0, 0)]
     return b"".join(struct.pack("HBBI", code, yes, no, value) for code, value, yes, no in rules)
 

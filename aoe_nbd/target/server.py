@@ -41,8 +41,8 @@ class TargetError(Exception):
 class _Port:
     """One interface: its link, and what waits to go out."""
 
-    def __init__(self, name: str, slots: int, number: int) -> None:
-        self.link = Link(name, Accept.REQUESTS, slots)
+    def __init__(self, name: str, slots: int, number: int, address: Address | None) -> None:
+        self.link = Link(name, Accept.REQUESTS, slots, address)
         self.number = number
         self.queue: collections.deque[bytes | bytearray] = collections.deque()
         self.gathered: list[bytes] = []  # requests that are held back for others to join them
@@ -82,9 +82,11 @@ class Target:
         """Open the links, in the caller's network namespace. Raises LinkError, TargetError."""
         # A slot is free again only when its whole batch is done, and some clients have their replies by then.
         slots = max(_LEAST_SLOTS, sum(lun.buffers for lun in self.exports) + _BATCH)
+        # With a process an export, as is usual, each would be woken by the requests to all the others.
+        alone = self.exports[0].address if len(self.exports) == 1 else None
         try:
             for name in self.names:
-                port = _Port(name, slots, len(self._ports))
+                port = _Port(name, slots, len(self._ports), alone)
                 self._ports.append(port)
                 if not mtu_sectors(port.link.mtu):
                     raise TargetError(

@@ -132,6 +132,23 @@ def test_exports_are_apart(our_target: Begin, client: Client, disk: Path, tmp_pa
     assert disk.read_bytes()[512:1024] == b"n" * 512
 
 
+def test_requests_to_other_targets_take_none_of_our_room(our_target: Begin, client: Client, disk: Path) -> None:
+    """More than the receive ring holds, while nobody empties it: one of ours still finds its place."""
+    target = our_target(disk)
+    client.ask(client.read(5))
+    os.kill(_python_of(target), signal.SIGSTOP)
+    mine = client.read(6)
+    for shelf, slot in ((1, 1), (257, 0), (2, 0)):
+        for _ in range(400):
+            client.send(client.frame(0, mine[24:], shelf=shelf, slot=slot))
+    asked = [mine, *(client.config(shelf=shelf, slot=slot) for shelf, slot in ((0xFFFF, 0xFF), (1, 0xFF), (0xFFFF, 0)))]
+    for frame in asked:
+        client.send(frame)
+    os.kill(_python_of(target), signal.SIGCONT)
+    replies = [client.receive() for _ in asked]
+    assert [reply and reply[20:24] for reply in replies] == [frame[20:24] for frame in asked]
+
+
 def test_what_is_for_others_is_not_carried_out(our_target: Begin, client: Client, disk: Path) -> None:
     our_target(disk)
     for frame in (
