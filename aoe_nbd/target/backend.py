@@ -209,19 +209,22 @@ class Backend:
 
     def write_rows(self, rows: np.ndarray[Any, Any], runs: Iterable[tuple[int, int, int]]) -> None:
         """For each (lba, first, last) write rows[first:last], one behind the other, at sector `lba`."""
-        size = rows.shape[1]
-        iov = np.empty((len(rows), 2), np.int64)  # struct iovec: address, length
-        iov[:, 0] = np.arange(len(rows)) * rows.strides[0] + rows.ctypes.data
-        iov[:, 1] = size
-        base = iov.ctypes.data
+        size, iov = rows.shape[1], None
         for lba, first, last in runs:
-            offset, length = lba * SECTOR, (last - first) * size
-            if self.direct and length <= _BOUNCE:
-                np.frombuffer(self._bounce, np.uint8, length).reshape(last - first, size)[:] = rows[first:last]
-                self.write(self._bounce[:length], offset)
-            elif self.direct or _libc.pwritev(self._fd, base + first * 16, last - first, offset) != length:
-                for i in range(first, last):  # what was wrong is said by the row that it is wrong with
-                    self.write(rows[i].data, offset + (i - first) * size)
+            offset = lba * SECTOR
+            if last - first == 1:
+                self.write(rows[first].data, offset)
+            elif self.direct:
+                self.write(np.ascontiguousarray(rows[first:last]).reshape(-1).data, offset)
+            else:
+                if iov is None:
+                    iov = np.empty((len(rows), 2), np.int64)  # struct iovec: address, length
+                    iov[:, 0] = np.arange(len(rows)) * rows.strides[0] + rows.ctypes.data
+                    iov[:, 1] = size
+                at = iov.ctypes.data + first * 16
+                if _libc.pwritev(self._fd, at, last - first, offset) != (last - first) * size:
+                    for i in range(first, last):  # what was wrong is said by the row that it is wrong with
+                        self.write(rows[i].data, offset + (i - first) * size)
 
     def flush(self) -> None:
         """Return when all that was written is on stable storage."""
