@@ -152,8 +152,10 @@ def _discard_after_failure(request: pytest.FixtureRequest, rack: Rack) -> None:
 
 @pytest.fixture
 def vm(request: pytest.FixtureRequest, rack: Rack, package: Path) -> Iterator[Machine]:
-    """A machine with all programs, and the package, but no systemd running."""
-    yield rack.get("full", package=package)
+    """A machine with all programs, and the package, but no systemd running. What its kernel says is this test's."""
+    machine = rack.get("full", package=package)
+    machine.sh("dmesg --clear")
+    yield machine
     _discard_after_failure(request, rack)
 
 

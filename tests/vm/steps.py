@@ -67,7 +67,7 @@ def refused(machine: Machine, command: str, *words: str) -> str:
 
 
 def kernel_is_content(machine: Machine) -> None:
-    """The kernel has seen no I/O error since the machine's start."""
+    """The kernel has seen no I/O error in this test."""
     assert "I/O error" not in machine.sh("dmesg")
 
 
