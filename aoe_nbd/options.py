@@ -39,6 +39,11 @@ PARAMETERS = (
     Parameter("connect-timeout", "10", "seconds to wait for the target when attaching"),
     Parameter("control", "", "Unix socket to make for `aoe-nbd status`, `quiesce` and the like; none if not given"),
     Parameter(
+        "on-end",
+        "fail",
+        "when the bridge is told to end, requests that wait fail, or, with hang-up, are left to a client that connects anew",
+    ),
+    Parameter(
         "lock-memory",
         "false",
         "for disks of this host itself: stay resident, never wait for memory that is being written out, drop privileges",
@@ -113,6 +118,7 @@ class Options:
     on_dead: OnDead = HOLD
     connect_timeout: float = 10.0
     control: str = ""
+    hang_up: bool = False
     lock_memory: bool = False
     cpu: int | Literal["one", "all"] = "one"
     pin_threads: bool = True
@@ -162,6 +168,10 @@ class Options:
                 self.connect_timeout = _number(name, value, 0.1, 86400)
             case "control":
                 self.control = os.path.abspath(value) if value else ""  # now, for a daemon's working directory is /
+            case "on-end":
+                if value not in ("fail", "hang-up"):
+                    raise OptionError(f"{name}={value} is unknown: give fail or hang-up")
+                self.hang_up = value == "hang-up"
             case "lock-memory":
                 self.lock_memory = _boolean(name, value)
             case "cpu":

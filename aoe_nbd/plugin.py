@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 # nbdkit puts no folder of ours on the path, and __file__ is only there while the top level runs.
@@ -35,6 +36,7 @@ from aoe_nbd.threadstate import Pins  # noqa: E402
 
 API_VERSION = 2
 _WATCH = 0.25  # s between looks for requests that are stuck
+_EVER = 1 << 30  # s
 
 _options = Options()
 _bridge = Bridge(_options)
@@ -108,16 +110,31 @@ def after_fork() -> None:
     _bridge.start()
     if _control is not None:
         _control.start()
-    threading.Thread(target=_watch_shutdown, name="aoe-shutdown", daemon=True).start()
+    watch = _watch_and_hang_up if _options.hang_up else _watch_and_fail
+    threading.Thread(target=watch, args=(ctypes.CDLL(None).nbdkit_nanosleep,), name="aoe-shutdown", daemon=True).start()
 
 
-def _watch_shutdown() -> None:
-    """nbdkit waits for callbacks before it ends, and a dead target would let none return: on shutdown, fail them all.
+# nbdkit waits for its clients and for callbacks before it ends, and a dead target would let none return. Only
+# nbdkit_nanosleep tells of a shutdown. (Not nbdkit.nanosleep, which holds the GIL.)
 
-    Only nbdkit_nanosleep tells of a shutdown, and it complains on stderr then; so ask it only while requests are stuck.
-    (Not nbdkit.nanosleep, which holds the GIL.)
+
+def _watch_and_hang_up(pause: Callable[[int, int], int]) -> None:
+    """On shutdown, leave the clients as a crash would, so that one who connects anew asks all again: no request fails.
+
+    What can be answered at once still is.
     """
-    pause = ctypes.CDLL(None).nbdkit_nanosleep
+    while pause(_EVER, 0) == 0:
+        pass
+    _clients.stop_reading()
+    until = time.monotonic() + _WATCH
+    while _bridge.stuck_at() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    _clients.hang_up()
+    _bridge.abandon(errno.ESHUTDOWN, "nbdkit is shutting down")  # which nobody hears of
+
+
+def _watch_and_fail(pause: Callable[[int, int], int]) -> None:
+    """On shutdown, fail what waits. nbdkit_nanosleep complains on stderr then, so ask it only while requests are stuck."""
     before = -1
     while True:
         finished = _bridge.stuck_at()

@@ -283,7 +283,7 @@ class Supervisor:
         """The bridge's command line and environment. Finding out takes a moment."""
         if self._line is None:
             pairs = [("target", str(self.address)), *self.options]
-            pairs += [("control", str(self.folder.control)), ("lock-memory", "true")]
+            pairs += [("control", str(self.folder.control)), ("lock-memory", "true"), ("on-end", "hang-up")]
             self._line = command.supervised(self.folder.nbd, THREADS, pairs)
         return self._line
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -222,6 +223,39 @@ def test_a_quiesced_bridge_ends_when_told_to(
     until(lambda: lun(ask)["waiting"] == 1, "a parked read")
     assert nbdkit.stop() == 0
     assert not control.exists()
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_hang_up_leaves_requests_to_be_asked_again(
+    disk: Path, cable: Cable, control: Path, ask: Any, vblade: Start, bridge: Bridging
+) -> None:
+    """With on-end=hang-up a request that waits for a dead target gets no answer, not even an error: the connection ends."""
+    vblade(disk)
+    nbdkit = bridge(shelf=1, slot=0, control=control, on_end="hang-up")
+    client = connect(nbdkit)
+    cable.cut()
+    errors: list[int] = []
+
+    def done(error: Any) -> int:
+        errors.append(error.value)
+        return 1
+
+    client.aio_pread(nbd.Buffer(4096), 0, completion=done)
+    until(lambda: lun(ask)["state"] != "up", "a path that is out")
+    assert nbdkit.stop() == 0
+    while not client.aio_is_closed() and not client.aio_is_dead():
+        client.poll(100)
+    assert errors in ([], [errno.ENOTCONN])  # what libnbd says of requests whose connection has gone
+
+
+def test_hang_up_does_not_wait_for_an_idle_client(disk: Path, vblade: Start, bridge: Bridging) -> None:
+    vblade(disk)
+    nbdkit = bridge(shelf=1, slot=0, on_end="hang-up")
+    client = connect(nbdkit)
+    client.pread(512, 0)
+    assert nbdkit.stop() == 0
 
 
 # -- clients -----------------------------------------------------------------------------------------------------------

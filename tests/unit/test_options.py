@@ -168,6 +168,7 @@ def test_on_dead_reads_what_it_prints() -> None:
         (["sectors=many"], "sectors=many is not a number from 1 to 255"),
         (["readonly=maybe"], "readonly=maybe is neither true nor false: give true or false"),
         (["debug="], "debug= is neither true nor false: give true or false"),
+        (["on-end=panic"], "on-end=panic is unknown: give fail or hang-up"),
         (["on-dead=panic"], "on-dead=panic is unknown: give hold, fail, or fail-after=SECONDS"),
         (["on-dead=fail-after=soon"], "fail-after=soon is not a number from 0.1 to 1e+06"),
         (["fail-after=0"], "fail-after=0 is not a number from 0.1 to 1e+06"),
