@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..wire.address import Address
 
 OPERATOR, TABLE = "operator", "aoetab"
-_OURS = ("control", "lock-memory")  # parameters that the supervisor sets
+_OURS = ("control", "lock-memory", "on-end")  # parameters that the supervisor sets
 _PATIENCE = 300.0  # s on top of connect-timeout for all that starting takes on a busy machine
 _FIRST_READ = 10.0  # s for the first sector
 _TOGETHER = 16  # disks of the table at once

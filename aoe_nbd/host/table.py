@@ -21,7 +21,7 @@ from ..options import PARAMETERS, OptionError, Options
 from ..wire.address import Address, parse_address
 
 _ADDRESSES = ("target", "shelf", "slot")  # the first word of the line says it
-_SUPERVISORS = ("control", "lock-memory")  # the same for every attached disk
+_SUPERVISORS = ("control", "lock-memory", "on-end")  # the same for every attached disk
 _REPEATABLE = ("interface", "netif", "mac")
 _SWITCHES = tuple(p.name for p in PARAMETERS if p.default in ("true", "false"))
 _NAMES = (*(p.name for p in PARAMETERS if p.name not in _ADDRESSES + _SUPERVISORS), "fail-after")

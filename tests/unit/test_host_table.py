@@ -15,7 +15,7 @@ from aoe_nbd.options import PARAMETERS, Options
 from aoe_nbd.wire.address import Address
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_HERE = ("target", "shelf", "slot", "control", "lock-memory")
+NOT_HERE = ("target", "shelf", "slot", "control", "lock-memory", "on-end")
 E10, E11 = Address(1, 0), Address(1, 1)
 
 
