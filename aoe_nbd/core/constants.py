@@ -21,7 +21,10 @@ LOSSES_FEW = 2  # in one round of a window, or an eighth of it: no more than a b
 WINDOW_CUT = 0.7
 WINDOW_SILENT = 2
 STREAM_SHARE = 4  # a long request goes on when this part of the window is free again: few large sendings, and wake-ups
-DELAY_BRAKE = 2.0  # no growth while srtt is above this multiple of the least RTT seen
+DELAY_BRAKE = 2.0  # no growth while srtt is above this multiple of the least RTT seen,
+DELAY_SMALL = (
+    2e-3  # s, and above this: less is but the queue of a full window at a quick target, whose buffers are there for it
+)
 MIN_RTT_SPAN = 10.0  # how long a least RTT counts
 
 QUARANTINE = 1.0  # after this time no copy of a frame is on its way any more

@@ -407,8 +407,10 @@ class Initiator:
         if length > space * step:
             if len(self.paths) > 1:
                 space = min(space, 4)  # in small portions, so that each goes where it is answered soonest
-            elif space < min(int(path.window.size), buffers) // STREAM_SHARE:
-                return -1  # three quarters of the window are under way: what they bring back goes out in one go
+            else:
+                share = min(int(path.window.size), buffers) // STREAM_SHARE
+                if space < share <= path.by_kind[request.kind].count:
+                    return -1  # enough is under way: what that brings back goes out in one go
             length = space * step
         used = self._emit(runs, path, request, request.unsent, length, step, now)
         run = runs[-1]

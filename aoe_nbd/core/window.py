@@ -9,7 +9,7 @@ of a lone frame on an idle machine, and as a brake on everything it would keep a
 
 from __future__ import annotations
 
-from .constants import DELAY_BRAKE, LOSSES_FEW, WINDOW_CUT, WINDOW_SILENT, WINDOW_START
+from .constants import DELAY_BRAKE, DELAY_SMALL, LOSSES_FEW, WINDOW_CUT, WINDOW_SILENT, WINDOW_START
 from .rtt import Rtt
 
 
@@ -43,7 +43,9 @@ class Window:
 
     def answered(self, rtt: Rtt, count: int = 1) -> None:
         """`count` answers came while the window was full: grow, beyond the level only while the delay does not."""
-        if self.size < self._level or (self.size < self.cap and rtt.srtt <= DELAY_BRAKE * rtt.least):
+        if self.size >= self.cap:
+            return
+        if self.size < self._level or rtt.srtt <= max(DELAY_BRAKE * rtt.least, DELAY_SMALL):
             grown = self.size + (count if self.size < self._slow_start else count / self.size)
             self.size = min(grown, float(self.cap))
             self._level = max(self._level, self.size)

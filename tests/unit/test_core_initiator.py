@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 
 from aoe_nbd.core.constants import DEAD_AFTER, KEEPALIVE, QUARANTINE, RTO_INITIAL, RTO_MIN
-from aoe_nbd.core.copies import SIZE
+from aoe_nbd.core.copies import SIZE, Run
 from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.core.path import PathState
 from aoe_nbd.core.policy import FAIL, HOLD, OnDead
@@ -699,3 +699,33 @@ def test_a_size_is_not_tried_on_a_path_that_has_just_lost_our_trust() -> None:
     initiator._ask(path, Kind.PROBE_REPLY, 8)
     assert not [run for run in initiator.transmit(lan.now) if run.request.kind is Kind.PROBE_REPLY]
     assert not initiator._control
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_request_goes_out_in_portions_of_the_window_and_nothing_waits_in_the_end() -> None:
+    """Answered one by one, it is not sent one by one; and a command that takes long does not hold it back."""
+    lan = Lan()
+    peer = Scripted(buffers=32)
+    lan.peer(peer)
+    initiator = lan.attach()
+    peer.script = lambda f: () if f[27] in (Ata.FLUSH, Ata.FLUSH_EXT) else (reply(f, bytes(f[26] * SECTOR)),)
+    portions: list[int] = []
+    transmit = initiator.transmit
+
+    def watched(now: float) -> list[Run]:
+        runs = transmit(now)
+        portions.extend(run.count for run in runs if run.request.kind is Kind.READ)
+        return runs
+
+    initiator.transmit = watched  # type: ignore[method-assign]
+    done, _ = read_request(0, 1000)
+    lan.do(done)
+    assert not done.error
+    assert sum(portions) == 500
+    assert len(portions) < 500 / 3
+    flushes = [lan.submit(Request(Kind.FLUSH)) for _ in range(14)]
+    done, _ = read_request(0, 200)
+    lan.do(done, most=1.0)
+    assert not any(flush.done for flush in flushes)

@@ -228,7 +228,7 @@ def rtt_of(srtt: float, least: float) -> Rtt:
 
 
 def test_a_lone_loss_costs_one_frame_and_the_next_round_brings_it_back_whatever_the_delay() -> None:
-    window, rtt = Window(32), rtt_of(1e-3, 50e-6)
+    window, rtt = Window(32), rtt_of(20e-3, 1e-3)
     window.lost(10, 26)
     assert window.size == 15
     window.lost(11, 27)  # the same round
@@ -240,6 +240,14 @@ def test_a_lone_loss_costs_one_frame_and_the_next_round_brings_it_back_whatever_
     for _ in range(100):
         window.answered(rtt)
     assert window.size <= max(size, 17), "beyond its level the delay stops it"
+
+
+def test_the_queue_of_a_quick_target_is_no_reason_to_leave_its_buffers_empty() -> None:
+    """64 frames of 10 µs each are six times the round trip of a lone one, and there is nobody else in the way."""
+    window = Window(64)
+    for _ in range(48):
+        window.answered(rtt_of(640e-6, 100e-6))
+    assert window.size == 64
 
 
 def test_a_burst_of_losses_cuts_once_a_round() -> None:
