@@ -31,6 +31,7 @@ from aoe_nbd.device import Device  # noqa: E402
 from aoe_nbd.host.clients import Clients  # noqa: E402
 from aoe_nbd.host.control import Server  # noqa: E402
 from aoe_nbd.host.verbs import Verbs  # noqa: E402
+from aoe_nbd.lateness import Lateness  # noqa: E402
 from aoe_nbd.options import PARAMETERS, OptionError, Options  # noqa: E402
 from aoe_nbd.threadstate import Pins  # noqa: E402
 
@@ -42,6 +43,7 @@ _options = Options()
 _bridge = Bridge(_options)
 _clients = Clients()
 _control: Server | None = None
+_lateness = Lateness()
 _pins = Pins(False)
 
 
@@ -129,6 +131,7 @@ def _watch_and_hang_up(pause: Callable[[int, int], int]) -> None:
     until = time.monotonic() + _WATCH
     while _bridge.stuck_at() is not None and time.monotonic() < until:
         time.sleep(0.01)
+    _lateness.all_late = True
     _clients.hang_up()
     _bridge.abandon(errno.ESHUTDOWN, "nbdkit is shutting down")  # which nobody hears of
 
@@ -220,40 +223,53 @@ def can_zero(h: Device) -> bool:
 
 def pread(h: Device, buf: Any, offset: int, flags: int) -> None:
     _pins.pin()
+    began = time.monotonic()
     try:
         h.read(memoryview(buf), offset)
     except OSError as error:
         raise _refuse(error) from None
+    finally:
+        _lateness.settle(began)
 
 
 def pwrite(h: Device, buf: Any, offset: int, flags: int) -> None:
     _pins.pin()
+    began = time.monotonic()
     try:
         h.write(memoryview(buf), offset, bool(flags & nbdkit.FLAG_FUA))
     except OSError as error:
         raise _refuse(error) from None
+    finally:
+        _lateness.settle(began)
 
 
 def flush(h: Device, flags: int) -> None:
     _pins.pin()
+    began = time.monotonic()
     try:
         h.flush()
     except OSError as error:
         raise _refuse(error) from None
+    finally:
+        _lateness.settle(began)
 
 
 def trim(h: Device, count: int, offset: int, flags: int) -> None:
     _pins.pin()
+    began = time.monotonic()
     try:
         h.trim(offset, count)
         if flags & nbdkit.FLAG_FUA:
             h.flush()
     except OSError as error:
         raise _refuse(error) from None
+    finally:
+        _lateness.settle(began)
 
 
 def zero(h: Device, count: int, offset: int, flags: int) -> None:
     _pins.pin()
+    began = time.monotonic()
     if not flags & nbdkit.FLAG_MAY_TRIM:
         nbdkit.set_error(errno.EOPNOTSUPP)  # keep it allocated: nbdkit writes zeros then
         raise AoeError("zero without trim")
@@ -263,3 +279,5 @@ def zero(h: Device, count: int, offset: int, flags: int) -> None:
             h.flush()
     except OSError as error:
         raise _refuse(error) from None
+    finally:
+        _lateness.settle(began)
