@@ -84,6 +84,7 @@ class Mark:
     names: frozenset[str]
     enter: bool
     needed: bool = True
+    merged: str = ""  # what happens until then where the marks before it are missing
 
     def when(self, call: Call, after: float) -> float | None:
         """The mark's time if `call` is it."""
@@ -93,10 +94,13 @@ class Mark:
         return at if at >= after else None
 
 
-def _mark(stage: str, who: str, files: str, names: Iterable[str], edge: str, needed: bool = True) -> Mark:
-    return Mark(stage, who, frozenset(files.split()), frozenset(names), edge == "enter", needed)
+def _mark(
+    stage: str, who: str, files: str, names: Iterable[str], edge: str, needed: bool = True, merged: str = ""
+) -> Mark:
+    return Mark(stage, who, frozenset(files.split()), frozenset(names), edge == "enter", needed, merged)
 
 
+_ALONE = "receive: ring, core: reply to request; no hand-over; back through Python into nbdkit"
 MARKS = (
     _mark("", "client", "stream", _SENDS, "enter"),
     _mark("NBD socket: the client sends, a thread of nbdkit wakes", "bridge", "stream", _RECEIVES, "exit"),
@@ -108,7 +112,7 @@ MARKS = (
     _mark(
         "hand-over: eventfd, the request's thread wakes, Python's lock", "bridge", "eventfd", {"read"}, "exit", False
     ),
-    _mark("back through Python into nbdkit", "bridge", "stream", _SENDS, "enter"),
+    _mark("back through Python into nbdkit", "bridge", "stream", _SENDS, "enter", merged=_ALONE),
     _mark("NBD socket: nbdkit sends, the client wakes", "client", "stream", _RECEIVES, "exit"),
 )
 
@@ -157,12 +161,11 @@ def _stages(stack: Aoe, folder: Path, way: str, rounds: int) -> report.Section:
         trips += [trip for trip in map(_cut, _split(calls)) if trip]
     if not trips:
         raise Failed("not one round trip could be followed: does perf record raw_syscalls:sys_enter here?")
-    trips.sort(key=lambda trip: sum(time for _, time in trip))
-    middle = trips[len(trips) // 4 : len(trips) - len(trips) // 4]
-    found = {
-        stage: [1e6 * dict(trip).get(stage, 0.0) for trip in middle]
-        for stage in dict.fromkeys(m.stage for m in MARKS[1:])
-    }
+    (shape, _), *_ = Counter(tuple(stage for stage, _ in trip) for trip in trips).most_common(1)
+    alike = [trip for trip in trips if tuple(stage for stage, _ in trip) == shape]
+    alike.sort(key=lambda trip: sum(time for _, time in trip))
+    middle = alike[len(alike) // 4 : len(alike) - len(alike) // 4]
+    found = {stage: [1e6 * dict(trip)[stage] for trip in middle] for stage in shape}
     total = sum(statistics.mean(times) for times in found.values())
     section = report.Section("stages", f"A 4k {way}, one at a time, stage by stage", ("stage", "us", "share"))
     for stage, times in found.items():
@@ -170,7 +173,8 @@ def _stages(stack: Aoe, folder: Path, way: str, rounds: int) -> report.Section:
     section.lines.append(["all", f"{total:.1f}", "100%"])
     section.runs = {"us": {stage: statistics.mean(times) for stage, times in found.items()}, "trips": len(middle)}
     section.notes = [
-        f"means over the middle half of {len(trips)} round trips, with {stack.who}, MTU 9000, traced by perf"
+        f"means over the middle half of {len(alike)} round trips, with {stack.who}, MTU 9000, traced by perf;"
+        f" {len(trips) - len(alike)} of {len(trips)} went another way (with a hand-over, or without)"
     ]
     return section
 
@@ -256,14 +260,16 @@ def _cut(calls: Sequence[Call]) -> list[tuple[str, float]]:
     """(stage, s) of one round trip; empty if a mark is missing. A stage whose own mark is missing is in the next one."""
     trip: list[tuple[str, float]] = []
     last = 0.0
+    missing = False
     for mark in MARKS:
         times = [when for call in calls if (when := mark.when(call, last)) is not None]
         if times:
             if mark.stage:
-                trip.append((mark.stage, min(times) - last))
+                trip.append((mark.merged if missing and mark.merged else mark.stage, min(times) - last))
             last = min(times)
         elif mark.needed:
             return []
+        missing = not times
     return trip
 
 

@@ -227,6 +227,7 @@ def test_a_round_trip_is_cut_at_its_marks() -> None:
 def test_without_an_eventfd_its_stages_are_in_the_next_one() -> None:
     found = anatomy._cut(calls([call for call in TRIP if call[1] != "eventfd"]))
     assert [round(1e6 * took) for _, took in found] == [10, 20, 10, 20, 10, 35, 10]
+    assert "no hand-over" in found[5][0]
 
 
 def test_a_round_trip_with_a_hole_does_not_count() -> None:
