@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """AoE frames in and out of named Ethernet interfaces. Knows frames as bytes, and nothing of what they mean.
 
-`packet` is the raw socket, with its receive `ring` and kernel `filter`; `interfaces` asks and watches rtnetlink.
+`packet` is the raw socket, with its receive `ring` and kernel `filter`; `outbox` is frames prepared for sending;
+`interfaces` asks and watches rtnetlink.
 """
 
 from .filter import Accept

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The target: files and block devices exported by AoE, for use and for tests. Shares wire and link with the initiator.
 
-`backend` is the storage, `state` what clients set, `lun` one export without sockets, `server` the loop over links,
-`personality` the quirks of other targets, `faults` a bad network on demand, `command` the command line.
+`backend` is the storage, `state` what clients set, `lun` one export without sockets, `batch` the same for many like
+requests at once, `server` the loop over links, `personality` the quirks of other targets, `faults` a bad network on
+demand, `command` the command line.
 """
 
 from .backend import Backend, BackendError
