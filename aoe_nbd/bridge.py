@@ -16,7 +16,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .core.initiator import Event, Initiator
 from .device import Device, DeviceError, config_of, find
@@ -94,6 +94,7 @@ class Bridge:
         self._opening = threading.Lock()
         self.feed = Feed()  # what has happened, for those who ask by the control socket
         self.started = time.monotonic()
+        self.on_open: Callable[[Device], None] = lambda device: None  # what is to be done before its first request
         self.memory_protected = False
 
     @property
@@ -191,6 +192,7 @@ class Bridge:
         if device.can_write:
             self._claims.append(claim.take(address))
         self._devices[address] = device
+        self.on_open(device)
         return device
 
     def exports(self) -> list[tuple[str, str]]:

@@ -8,11 +8,17 @@ drain    timeout=30     take no more from the NBD clients there are, and answer 
 wait     since=n        answer once something has happened (see `control.Feed`): growth, death, revival of the target, …
 
 `address` chooses one LUN of a bridge that serves several; without it all are meant.
+
+Who was told "quiet" must be able to rely on it, even if the bridge is killed and started again by its supervisor. So what
+is quiesced is noted in a file beside the control socket, and a bridge that finds it there begins quiesced.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +29,8 @@ from ..wire.address import parse_address
 from . import report
 from .clients import Clients
 from .control import ControlError, Server, seconds
+
+log = logging.getLogger("aoe_nbd")
 
 _PATIENCE = 30.0  # s for quiet, and for the clients to go
 _LOOK = 0.01  # s between looks whether they have gone
@@ -36,6 +44,8 @@ class Verbs:
 
     def __init__(self, bridge: Bridge, clients: Clients) -> None:
         self.bridge, self.clients = bridge, clients
+        self._note: str | None = None  # the file in which the addresses of quiesced LUNs are, a line each
+        self._noting = threading.Lock()
 
     def serve(self, path: str) -> Server:
         """Make the control socket. Raises ControlError."""
@@ -50,6 +60,8 @@ class Verbs:
             },
         )
         self.clients.spared.add(server.name)
+        self._note = f"{server.path}.quiesced"
+        self.bridge.on_open = self._as_before
         return server
 
     def status(self, question: Question) -> Answer:
@@ -58,11 +70,20 @@ class Verbs:
     def quiesce(self, question: Question) -> Answer:
         began, limit = time.monotonic(), seconds(question, _PATIENCE)
         for device in self._luns(question):
-            device.quiesce(max(0.0, began + limit - time.monotonic()))
+            self._remember(device, True)
+            try:
+                device.quiesce(max(0.0, began + limit - time.monotonic()))
+            finally:
+                if not device.initiator.quiesced:
+                    self._remember(device, False)
         return {"took": time.monotonic() - began}
 
     def resume(self, question: Question) -> Answer:
-        return {"resumed": sum(device.resume() for device in self._luns(question))}
+        resumed = 0
+        for device in self._luns(question):
+            self._remember(device, False)
+            resumed += device.resume()
+        return {"resumed": resumed}
 
     def drain(self, question: Question) -> Answer:
         deadline = time.monotonic() + seconds(question, _PATIENCE)
@@ -72,6 +93,39 @@ class Verbs:
                 raise ControlError(errno.ETIMEDOUT, self._undrained())
             time.sleep(_LOOK)
         return {}
+
+    def _noted(self) -> set[str]:
+        try:
+            with open(self._note or os.devnull) as file:
+                return set(file.read().split())
+        except FileNotFoundError:
+            return set()
+
+    def _remember(self, device: Device, quiesced: bool) -> None:
+        """Note that the LUN is quiesced, or is not. Raises ControlError if that cannot be kept."""
+        if self._note is None:
+            return
+        with self._noting:
+            before = self._noted()
+            noted = before | {str(device.address)} if quiesced else before - {str(device.address)}
+            if noted == before:
+                return
+            try:
+                if noted:
+                    with open(f"{self._note}.new", "w") as file:
+                        file.write("".join(f"{address}\n" for address in sorted(noted)))
+                    os.replace(f"{self._note}.new", self._note)
+                else:
+                    os.unlink(self._note)
+            except OSError as error:
+                what = f"{self._note} cannot be written, which is to outlive the bridge: {error.strerror}"
+                raise ControlError(error.errno or errno.EIO, what) from None
+
+    def _as_before(self, device: Device) -> None:
+        """A LUN has been attached: quiesced, if an older bridge at this place was told to."""
+        if str(device.address) in self._noted():
+            device.engine.change(device.initiator, lambda now: device.initiator.quiesce())
+            log.warning("%s was quiesced before: `aoe-nbd resume %s` lets requests go on", *[device.address] * 2)
 
     def _undrained(self) -> str:
         waiting = sum(device.initiator.waiting for device in self.bridge.devices)

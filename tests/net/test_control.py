@@ -212,6 +212,22 @@ def test_quiet_outlives_the_one_who_asked(disk: Path, control: Path, ask: Any, v
     until(lambda: content(disk) != before, "the write on the disk")
 
 
+def test_quiet_outlives_the_bridge(disk: Path, control: Path, ask: Any, vblade: Start, bridge: Bridging) -> None:
+    """It is killed, and another takes its place: that one writes nothing either until `resume`."""
+    vblade(disk)
+    nbdkit = bridge(shelf=1, slot=0, control=control)
+    ask("quiesce")
+    nbdkit.stop(signal.SIGKILL)
+    before = content(disk)
+    client = connect(bridge(shelf=1, slot=0, control=control))
+    client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"x" * 4096)), 0)
+    until(lambda: lun(ask)["waiting"] == 1, "a parked write")
+    time.sleep(QUARANTINE + 0.3)
+    assert content(disk) == before
+    ask("resume")
+    until(lambda: content(disk) != before, "the write on the disk")
+
+
 def test_a_quiesced_bridge_ends_when_told_to(
     disk: Path, control: Path, ask: Any, vblade: Start, bridge: Bridging
 ) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,6 +144,56 @@ def test_a_resume_meanwhile_is_told() -> None:
     lan.later(3.0, lambda: device.initiator.resume(lan.now))
     with pytest.raises(DeviceError, match="it was resumed meanwhile"):
         quiesce(lan, verbs(lan, device), timeout=600)
+
+
+def test_quiesced_outlives_the_bridge(tmp_path: Path) -> None:
+    """A bridge that is started at the same place begins as the one that was killed there ended."""
+    lan, device = attached()
+    first = verbs(lan, device)
+    server = first.serve(str(tmp_path / "control"))
+    quiesce(lan, first)
+    server.close()
+
+    lan, device = attached()
+    second = verbs(lan, device)
+    server = second.serve(str(tmp_path / "control"))
+    second.bridge.on_open(device)
+    assert device.initiator.quiesced
+    request = lan.submit(write_request(0, bytes(512)))
+    lan.pause(5)
+    assert not request.done
+    second.resume({})
+    lan.finish(request)
+    server.close()
+
+    lan, device = attached()
+    third = verbs(lan, device)
+    server = third.serve(str(tmp_path / "control"))
+    third.bridge.on_open(device)
+    assert not device.initiator.quiesced
+    server.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_not_be_reached_is_not_kept(tmp_path: Path) -> None:
+    lan, device = attached()
+    asked = verbs(lan, device)
+    server = asked.serve(str(tmp_path / "control"))
+    lan.ports[0].unplugged = True
+    lan.submit(write_request(0, bytes(512)))
+    with pytest.raises(DeviceError):
+        quiesce(lan, asked, timeout=1)
+    server.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    lan, device = attached()
+    asked = verbs(lan, device)
+    asked._note = str(tmp_path / "no" / "where")
+    with pytest.raises(ControlError, match=r"where cannot be written, which is to outlive the bridge: No such file"):
+        quiesce(lan, asked)
+    assert not device.initiator.quiesced
 
 
 @pytest.mark.parametrize(
