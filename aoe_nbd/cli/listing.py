@@ -2,7 +2,7 @@
 """Show the disks that are attached to this host: their devices, who holds them, and how they do.
 
 `up`: it serves. `held`: the target is silent, and requests wait for it. `paused`: it has no bridge at the moment, and
-requests wait. `stale`: nobody looks after it; `aoe-nbd attach` goes on with it.
+requests wait. `stale`: nobody looks after it; `aoe-nbd attach` goes on with it. `unknown`: only root may ask.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _one(folder: Folder) -> dict[str, Any] | None:
         try:
             answer = control.Client(folder.supervisor).ask("status")
         except control.ControlError as error:
-            answer = {"state": "starting", "problem": error.strerror}
+            answer = {"state": "unknown", "problem": error.strerror or str(error)}
     else:
         answer = {"state": "stale", "problem": folder.failure()}
     known = folder.state()

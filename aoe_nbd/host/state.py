@@ -14,6 +14,7 @@ All of it is in memory: after a reboot nothing is attached, and nothing of it is
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -53,7 +54,7 @@ class State:
 
 
 class Busy(OSError):
-    """Somebody else holds a lock."""
+    """The folder cannot be had: somebody else holds a lock, or it may not be changed. One sentence."""
 
 
 class Folder:
@@ -75,6 +76,8 @@ class Folder:
             try:
                 root().mkdir(mode=0o755, parents=True, exist_ok=True)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except PermissionError:
+                raise Busy(errno.EACCES, f"no permission to change {root()}: run it as root") from None
             except (FileExistsError, FileNotFoundError):  # another LUN's was the last there, and the folder goes with it
                 if time.monotonic() > limit:
                     raise

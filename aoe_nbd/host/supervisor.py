@@ -255,9 +255,7 @@ class Supervisor:
             self._fail(hindrance)
             self._failures = max(2, self._failures + 1)
             return
-        for path in (self.folder.nbd, self.folder.control):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        self._sweep()
         self.child = self._spawn(*self._prepare())
         self._started = time.monotonic()
         self._selector.register(self.child, selectors.EVENT_READ, lambda: None)
@@ -265,6 +263,12 @@ class Supervisor:
             self._save()
         if not self._until(self._serves, self._ready_within, _LOOK):
             self._dismiss(f"the bridge has not become ready within {self._ready_within:g} s")
+
+    def _sweep(self) -> None:
+        """Remove the sockets that a bridge leaves behind."""
+        for path in (self.folder.nbd, self.folder.control):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
 
     def _hindrance(self) -> str | None:
         """Why this host must not attach it (any more): it is a disk of this host in another way."""
@@ -304,6 +308,8 @@ class Supervisor:
             raise SupervisorError(errno.EIO, sentence)
         if self.linked:
             self._unlink(queue.TIMEOUT)
+        self._sweep()
+        self._show(lambda root: sysfsview.down(self.address, root))
         self._failures = self._failures + 1 if time.monotonic() < self._started + HEALTHY else 1
         self._fail(sentence)
 
