@@ -16,7 +16,7 @@ RUN_PACKAGES=(
 )
 DEMO_PACKAGES=(e2fsprogs file fio iproute2 libnbd-bin openssl procps)
 TEST_PACKAGES=(
-    python3-hypothesis python3-pip python3-pytest python3-pytest-timeout python3-setuptools python3-venv python3-wheel
+    python3-hypothesis python3-pip python3-pytest python3-pytest-timeout python3-pytest-xdist python3-setuptools python3-venv python3-wheel
     aoetools ethtool gcc libc6-dev qemu-utils strace tcpdump udev vblade
 )
 BENCH_PACKAGES=(linux-perf python3-matplotlib qemu-block-extra tgt)

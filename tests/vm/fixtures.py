@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ from lab import PYTHON, Process
 from machine import ROOT, Machine, Segment, build_images
 
 HERE = Path(__file__).parent
-PACKAGES = ROOT / "build" / "packages"  # where the machines see them too, in their checkout
+# Where the machines see them too, in their checkout; of several workers, each has its own.
+PACKAGES = ROOT / "build" / "packages" / os.environ.get("PYTEST_XDIST_WORKER", "")
 IN_MACHINE = Path("/root/checkout")
 LIMIT = 1800  # s a test: only one that hangs takes so long
 
 _reports: list[pytest.TestReport] = []
-_shown: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,16 +46,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     outcome: Any = yield
     report = outcome.get_result()
-    if HERE not in item.path.parents:
-        return
-    if report.when == "call" or not report.passed:
-        _reports.append(report)
-    if report.failed:
+    if report.failed and HERE in item.path.parents:
         item.stash[_FAILED] = True
         for process in Process.running:
             report.sections.append((f"log of {process.name}", process.output()[-20000:]))
         if Rack.machine is not None:
             report.sections.append(("console of the machine", Rack.machine.log()[-20000:]))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    # By this hook, since with several workers it is called where the summary is made, too.
+    if "tests/vm/" in report.nodeid and (report.when == "call" or not report.passed):
+        _reports.append(report)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -62,11 +66,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for report in _reports:
             name = report.nodeid.rpartition("/")[2]
             terminalreporter.write_line(f"{report.outcome:8} {report.duration:6.1f} s  {name}")
-        for text in _shown:
-            terminalreporter.write_line(text)
+        for report in _reports:
+            for name, text in report.user_properties:
+                if name == _SHOWN:
+                    terminalreporter.write_line(text)
 
 
 _FAILED = pytest.StashKey[bool]()
+_SHOWN = "shown"
 
 
 class Rack:
@@ -75,7 +82,6 @@ class Rack:
     machine: Machine | None = None  # for the report of a failure
 
     def __init__(self, config: pytest.Config) -> None:
-        self._terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
         self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
         self._kind: tuple[object, ...] = ()
         self.segment: Segment | None = None
@@ -83,7 +89,7 @@ class Rack:
     def say(self, text: str) -> None:
         """A line about the progress of a run that takes minutes."""
         with self._capture.global_and_fixture_disabled():
-            self._terminal.write_line(f"\n[{time.strftime('%H:%M:%S')}] {text}")
+            print(f"\n[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
     def get(self, image: str, *, memory: int = 768, systemd: bool = False, package: Path | None = None) -> Machine:
         """The machine of that kind: the one that is on, or another."""
@@ -239,6 +245,6 @@ def storage(rack: Rack) -> Iterator[Storage]:
 
 
 @pytest.fixture
-def show() -> Any:
+def show(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """show(text): at the end of the run, whatever the outcome."""
-    return _shown.append
+    return partial(record_property, _SHOWN)

@@ -143,9 +143,10 @@ class Machine:
         pack = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
         own = subprocess.run(pack, cwd=self.folder, input=files + b"init\n", stdout=subprocess.PIPE, check=True).stdout
         initrd.write_bytes((IMAGES / "initrd").read_bytes() + own)  # the kernel unpacks one archive after the other
-        options = "console=ttyS0 quiet mitigations=off tsc=reliable random.trust_cpu=on net.ifnames=0"
+        options = "console=ttyS0 quiet tsc=reliable random.trust_cpu=on net.ifnames=0"
+        options += " mitigations=off init_on_alloc=0 apparmor=0 audit=0 nokaslr"  # all of it costs time when emulated
         options += " lab.systemd" if systemd else " panic=-1"
-        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2"]
+        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "Nehalem", "-smp", "2"]
         command += ["-m", str(memory), "-nodefaults", "-display", "none"]
         command += ["-kernel", str(IMAGES / "vmlinux"), "-initrd", str(initrd), "-append", options]
         command += ["-drive", f"file={IMAGES / image}.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe"]

@@ -93,15 +93,15 @@ def test_a_mirror_survives_the_death_of_a_target(vm: Machine, storage: Storage) 
 
 
 def test_a_mounted_disk_grows(vm: Machine, storage: Storage) -> None:
-    disk = storage.disk(mib=32)
+    disk = storage.disk(mib=20)
     storage.target(disk)
     device = attach(vm)
     vm.sh(f"mkfs.ext4 -q {device}; mount {device} /mnt; {verify()}")
     with disk.open("r+b") as file:
-        file.truncate(64 << 20)
-    until(vm, f"[ $(blockdev --getsz {device}) = {64 << 11} ]")
+        file.truncate(48 << 20)
+    until(vm, f"[ $(blockdev --getsz {device}) = {48 << 11} ]")
     vm.sh(f"resize2fs {device}")
-    vm.sh(verify("/mnt", 40))
+    vm.sh(verify("/mnt", 24))
     vm.sh(f"umount /mnt; fsck.ext4 -f -n {device}")
     kernel_is_content(vm)
 
