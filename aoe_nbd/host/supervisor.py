@@ -42,7 +42,7 @@ DRAIN = 5.0  # s for the answers that are under way, before a planned end of the
 RETRY = 0.2  # s until the kernel is offered another socket, if it had not yet found the old one dead
 PLANNED = 1  # s of NBD timeout around a planned pause: what it cuts off is sent again after at most twice that
 SETTLE = 0.2  # s until most requests under way are ones that have begun with that timeout
-HEALTHY = 60.0  # s of life after which a bridge's end counts as the first
+HEALTHY = 10.0  # s of life after which a bridge's end counts as the first
 DELAY_FIRST, DELAY_MOST = 0.5, 30.0  # s between starts of bridges that end at once
 _LOOK = 0.05  # s between looks for what nobody announces
 
