@@ -14,6 +14,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -283,6 +284,7 @@ def main(words: Sequence[str]) -> int:
     commands = verbs.add_parser("run", parents=[common], help="run shell commands in it, and return their exit status")
     commands.add_argument("script", nargs="+", metavar="COMMAND", help="shell commands; several are lines of one script")
     options = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was made is taken down then, too
     build_images()
     with contextlib.ExitStack() as stack:
         segment = None

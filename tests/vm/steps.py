@@ -53,7 +53,7 @@ def listed(machine: Machine) -> dict[str, dict[str, Any]]:
 
 def until(machine: Machine, condition: str) -> None:
     """Wait until a shell condition holds in the machine."""
-    machine.sh(f"until {condition}; do sleep 0.1; done")
+    machine.sh(f"until {condition}; do sleep 0.5; done")
 
 
 def refused(machine: Machine, command: str, *words: str) -> str:
