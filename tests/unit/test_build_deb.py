@@ -23,9 +23,20 @@ PYTHON = "/usr/bin/python3"
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb here")
 
 
-def build(output: Path, *words: str, **env: str) -> Path:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout as it is now, which nobody changes between two builds."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("aoe_nbd", "plugin", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(source: Path, output: Path, *words: str, **env: str) -> Path:
     done = subprocess.run(
-        [ROOT / "scripts/build-deb", "--output", output, *words],
+        [source / "scripts/build-deb", "--output", output, *words],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -36,8 +47,8 @@ def build(output: Path, *words: str, **env: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("deb"), SOURCE_DATE_EPOCH="1700000000")
+def deb(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(source, tmp_path_factory.mktemp("deb"), SOURCE_DATE_EPOCH="1700000000")
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +64,25 @@ def control(tree: Path) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in lines if not line.startswith(" "))
 
 
-def test_the_same_tree_gives_the_same_package(deb: Path, tmp_path: Path) -> None:
+def test_the_same_tree_gives_the_same_package(source: Path, deb: Path, tmp_path: Path) -> None:
     mask = os.umask(0o077)
     try:
-        again = build(tmp_path, SOURCE_DATE_EPOCH="1700000000", TZ="Asia/Tokyo", LC_ALL="C")
+        again = build(source, tmp_path, SOURCE_DATE_EPOCH="1700000000", TZ="Asia/Tokyo", LC_ALL="C")
     finally:
         os.umask(mask)
     assert deb.name == again.name == f"aoe-nbd_{__version__}_all.deb"
     assert deb.read_bytes() == again.read_bytes()
 
 
-def test_another_version(tmp_path: Path) -> None:
-    package = build(tmp_path, "--version", "9.1+2")
+def test_another_version(source: Path, tmp_path: Path) -> None:
+    package = build(source, tmp_path, "--version", "9.1+2")
     assert package.name == "aoe-nbd_9.1+2_all.deb"
     assert subprocess.run(["dpkg-deb", "-f", package, "Version"], capture_output=True, text=True).stdout == "9.1+2\n"
     done = subprocess.run([ROOT / "scripts/build-deb", "--version", "one two"], capture_output=True, text=True)
     assert done.returncode != 0 and done.stderr.count("\n") == 1
 
 
-def test_every_piece_is_in_it(tree: Path) -> None:
+def test_every_piece_is_in_it(source: Path, tree: Path) -> None:
     for piece in install.PIECES:
         place = tree / piece.packaged.lstrip("/")
         if piece.part == "manual":
@@ -79,7 +90,7 @@ def test_every_piece_is_in_it(tree: Path) -> None:
             assert text.startswith('.\\"') and "@" not in text.replace("aoe-nbd@", "")
         else:
             assert place.is_file()
-    modules = {path.relative_to(ROOT) for path in (ROOT / "aoe_nbd").rglob("*.py")}
+    modules = {path.relative_to(source) for path in (source / "aoe_nbd").rglob("*.py")}
     assert {path.relative_to(tree / "usr/lib/python3/dist-packages") for path in tree.rglob("*.py")} == modules
     assert not list(tree.rglob("__pycache__"))
     assert (tree / "etc/aoe-nbd/aoetab.d").is_dir()
@@ -176,13 +187,13 @@ exec chroot "$1/root" sh -ec "$4" 2>&1
 
 
 @pytest.fixture
-def copy(deb: Path, tmp_path: Path) -> Callable[[str], str]:
+def copy(source: Path, deb: Path, tmp_path: Path) -> Callable[[str], str]:
     """copy(script): its output, in an overlay of this system with /old.deb and /new.deb in it; the test fails if it does."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and mount namespaces")
     if subprocess.run(["dpkg-query", "-W", "aoe-nbd"], capture_output=True).returncode == 0:
         pytest.skip("the package is installed on this system")
-    new = build(tmp_path, "--version", "99")
+    new = build(source, tmp_path, "--version", "99")
 
     def run(script: str) -> str:
         (tmp_path / "copy").mkdir(exist_ok=True)
