@@ -53,7 +53,10 @@ def open_links(names: Sequence[str], address: Address | None = None) -> list[Lin
     links: list[Link] = []
     try:
         for name in choose_interfaces(names):
-            links.append(Link(name, Accept.RESPONSES, address=address))
+            link = Link(name, Accept.RESPONSES, address=address)
+            links.append(link)
+            if link.clipped:
+                log.warning("%s", link.clipped)
     except BaseException:
         for link in links:
             link.close()

@@ -47,6 +47,7 @@ _EVERY = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
 _LATE = (
     0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
 )
+_WATCH_AFTER = 0.3  # s from the start
 _FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,7 +96,9 @@ class Engine:
         self._inbox: deque[tuple[Initiator, Request]] = deque()  # not submitted yet
         self._thread: threading.Thread | None = None
         self._watch: InterfaceWatch | None = None
+        self._watcher: threading.Thread | None = None  # who makes that
         self._stopped = False
+        self._ending = threading.Event()
         self._finished = 0
         self._faults = 0  # in a row
         self._told: deque[tuple[Initiator, Event]] = deque()
@@ -122,19 +125,38 @@ class Engine:
 
     def start(self) -> None:
         """Run the loop in a thread of its own from now on. Call it in the process that serves, after any fork."""
-        self._watch = InterfaceWatch()
-        self._epoll.register(self._watch.fileno(), select.EPOLLIN)
-        self._refresh()
         self._thread = threading.Thread(target=self._run, name="aoe-io", daemon=True)
         self._thread.start()
+        self._watcher = threading.Thread(target=self._watch_interfaces, name="aoe-links", daemon=True)
+        self._watcher.start()
+
+    def _watch_interfaces(self) -> None:
+        """Have the loop hear of changes of our interfaces, and of those that there were before it did.
+
+        Not at once, for that takes much of the CPU time of a start, and a bridge may be made for a single short use.
+        """
+        if self._ending.wait(_WATCH_AFTER):
+            return
+        watch = InterfaceWatch()
+        with self._lock:
+            if self._epoll.closed:
+                watch.close()
+                return
+            self._watch = watch
+            self._epoll.register(watch.fileno(), select.EPOLLIN)
+            self._refresh()
+        self._submit()
 
     def stop(self) -> None:
         """Fail what waits, end the thread and close everything. May be called twice."""
         self.abandon(errno.ESHUTDOWN, "the bridge is shutting down")
         self._stopped = True
+        self._ending.set()
         os.eventfd_write(self._wake, 1)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        if self._watcher is not None:
+            self._watcher.join()
         with self._lock:
             if self._epoll.closed:
                 return

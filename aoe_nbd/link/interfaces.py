@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Ethernet interfaces of this network namespace, and what happens to them (rtnetlink, by pyroute2)."""
+"""Ethernet interfaces of this network namespace, and what happens to them.
+
+What there is, the kernel tells by ioctl; what changes, by rtnetlink (pyroute2). Importing pyroute2 takes as long as all
+else at start together, and nobody waits for it here.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
+import socket
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _ARPHRD_ETHER = 1
 _RTMGRP_LINK = 1
+_IFNAMSIZ = 16
+_IFREQ = struct.Struct(f"{_IFNAMSIZ}s24x")  # struct ifreq: the name, and what is asked for
+_QUESTIONS = (
+    (0x8913, struct.Struct("H")),  # SIOCGIFFLAGS
+    (0x8921, struct.Struct("i")),  # SIOCGIFMTU
+    (0x8927, struct.Struct("H6s")),  # SIOCGIFHWADDR: a struct sockaddr
+)
 _RTM_DELLINK = "RTM_DELLINK"
 
 
@@ -29,27 +43,44 @@ class Interface:
     ethernet: bool
 
     @classmethod
-    def _of(cls, message: Any) -> Interface:
-        flags = message["flags"]
-        mac = message.get_attr("IFLA_ADDRESS") or "00:00:00:00:00:00"
+    def of(cls, name: str, index: int, mac: bytes, mtu: int, flags: int, kind: int) -> Interface:
+        """From the kernel's words: `flags` are IFF_*, `kind` is an ARPHRD_*."""
         return cls(
-            name=message.get_attr("IFLA_IFNAME") or "",
-            index=message["index"],
-            mac=bytes.fromhex(mac.replace(":", ""))[:6].ljust(6, b"\0"),
-            mtu=message.get_attr("IFLA_MTU") or 0,
+            name=name,
+            index=index,
+            mac=mac,
+            mtu=mtu,
             up=bool(flags & _IFF_UP),
             running=bool(flags & _IFF_UP and flags & _IFF_RUNNING),
             loopback=bool(flags & _IFF_LOOPBACK),
-            ethernet=message["ifi_type"] == _ARPHRD_ETHER,
+            ethernet=kind == _ARPHRD_ETHER,
         )
+
+    @classmethod
+    def of_message(cls, message: Any) -> Interface:
+        """From an rtnetlink message."""
+        name = message.get_attr("IFLA_IFNAME") or ""
+        mac = bytes.fromhex((message.get_attr("IFLA_ADDRESS") or "").replace(":", ""))[:6].ljust(6, b"\0")
+        mtu = message.get_attr("IFLA_MTU") or 0
+        return cls.of(name, message["index"], mac, mtu, message["flags"], message["ifi_type"])
 
 
 def interfaces() -> list[Interface]:
     """All interfaces of this namespace, by index."""
-    from pyroute2 import IPRoute  # here, not above: importing it takes longer than most of what we do at start
-
-    with IPRoute() as route:
-        return sorted((Interface._of(m) for m in route.get_links()), key=lambda i: i.index)
+    found: list[Interface] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+        for index, name in sorted(socket.if_nameindex()):
+            try:
+                flags, mtu, (kind, mac) = (
+                    layout.unpack_from(fcntl.ioctl(asker, number, _IFREQ.pack(os.fsencode(name))), _IFNAMSIZ)
+                    for number, layout in _QUESTIONS
+                )
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # gone meanwhile
+                    continue
+                raise
+            found.append(Interface.of(name, index, mac, mtu[0], flags[0], kind))
+    return found
 
 
 def interface(name: str) -> Interface | None:
@@ -60,11 +91,11 @@ def interface(name: str) -> Interface | None:
 class InterfaceWatch:
     """Changes of interfaces as they happen: poll `fileno()`, then `read()`.
 
-    To be made in the process that reads it (after nbdkit's fork).
+    To be made in the process that reads it (after nbdkit's fork), and where a quarter of a second hurts nobody.
     """
 
     def __init__(self) -> None:
-        from pyroute2 import IPRoute
+        from pyroute2 import IPRoute  # here for the sake of those who only ask
 
         self._route = IPRoute()
         self._route.bind(groups=_RTMGRP_LINK)
@@ -85,7 +116,7 @@ class InterfaceWatch:
                     return None
                 raise
             changes += [
-                (Interface._of(m), m["event"] != _RTM_DELLINK)
+                (Interface.of_message(m), m["event"] != _RTM_DELLINK)
                 for m in messages
                 if m["event"] in ("RTM_NEWLINK", _RTM_DELLINK)
             ]
