@@ -36,6 +36,10 @@ class Failed(RuntimeError):
     """A run that gave no figure; the message says what the program said."""
 
 
+# How a row fails: for want of a figure, or because a program did not start (an assertion of the tests' laboratory).
+FAILURES = (Failed, AssertionError, subprocess.TimeoutExpired)
+
+
 def cpu_time(pid: int) -> float:
     """Seconds of CPU that a process has had, its dead threads' among them."""
     return time.clock_gettime(~pid << 3 | _CPU_CLOCK)

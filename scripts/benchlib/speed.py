@@ -22,7 +22,7 @@ from rich.console import Console
 from lab import MIB, write_random
 
 from . import common, report
-from .measure import compile_tools
+from .measure import FAILURES, Failed, compile_tools
 from .rows import Bench
 from .stacks import Places
 
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
         "it must show": [],
     }
     sections: list[report.Section] = []
+    failures: list[str] = []
     with common.workspace() as folder:
         compile_tools(folder)
         disk = folder / "disk"
@@ -105,7 +106,12 @@ def run(args: argparse.Namespace) -> None:
         bench = Bench(Places(folder, args.pin), disk, SIZE, seconds, rounds, args.quiet, args.quick, _say)
         for name in names:
             row: ModuleType = importlib.import_module(f"benchlib.rows.{name}")
-            section: report.Section = row.measure(bench)
+            try:
+                section: report.Section = row.measure(bench)
+            except FAILURES as error:  # the other rows go on
+                failures.append(f"row {name} gave nothing: {error}")
+                _say(failures[-1])
+                continue
             sections.append(section)
             results["rows"][name] = section.runs
             report.show(console, section)
@@ -120,6 +126,8 @@ def run(args: argparse.Namespace) -> None:
         report.put(common.DOCUMENT, "speed", text.read_text())
     for path in (text, *([] if args.no_plots else report.plot(sections, args.out))):
         print(path)
+    if failures:
+        raise Failed("; ".join(failures))
 
 
 def _preamble(results: dict[str, Any]) -> list[str]:
