@@ -68,7 +68,8 @@ class Interface:
 def interfaces() -> list[Interface]:
     """All interfaces of this namespace, by index."""
     found: list[Interface] = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
+    # Any family will do. The systemd unit allows this one, and not the usual AF_INET
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asker:
         for index, name in sorted(socket.if_nameindex()):
             try:
                 flags, mtu, (kind, mac) = (
