@@ -210,10 +210,10 @@ class Watch:
         return int(self._socket.fileno())
 
     def read(self) -> set[int]:
-        """The devices that have lost a socket."""
+        """The devices that have lost a socket. Some may be missing, if there were too many at once."""
         try:
             messages = self._socket.get()
-        except NetlinkError:
+        except (NetlinkError, OSError):
             return set()
         found = set()
         for message in messages:

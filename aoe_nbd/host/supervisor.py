@@ -125,7 +125,7 @@ class Supervisor:
             for wish in self._wishes:
                 wish.done.cancel()
             server.close()
-            if self.child is not None and not self._again:
+            if self.child is not None and not (self._again and self.linked):
                 self.child.kill()
             self._selector.close()
             if self._uevents is not None:
@@ -353,12 +353,8 @@ class Supervisor:
     def _show(self, how: Callable[[Path], object]) -> None:
         try:
             how(state.root() / "sysfs")
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:  # a bridge of another version may answer otherwise
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            # such as from a bridge of another version, which answers otherwise
             log.debug("%s: the view for aoe-stat: %r", self.address, error)
 
     # -- the kernel's device -----------------------------------------------------------------------------------------
@@ -373,29 +369,30 @@ class Supervisor:
                 return
             self._dismiss(_sentence(error))
             return
-        identity = self._identity()
         try:
+            identity = self._identity()
             if self.state is None:
                 self._connect(connection, identity)
             elif (objection := self._objection(connection, identity)) is not None:
                 self._dismiss(objection)
             else:
+                self.state.identity = identity
                 self._reconnect(connection)
+        except control.ControlError as error:  # who cannot say what it serves serves nobody
+            self._fail(_sentence(error))
+            self._until(_never, DELAY_FIRST)
         finally:
             connection.close()
 
     def _identity(self) -> list[str]:
-        """What must stay the same of a disk, "" where it cannot be told."""
-        try:
-            found = _lun(self._ask("status")).get("identity", {})
-        except control.ControlError:
-            found = {}
+        """What must stay the same of a disk. Raises ControlError."""
+        found = _lun(self._ask("status")).get("identity", {})
         return [str(found.get(name, "")) for name in ("model", "serial", "wwn")]
 
     def _objection(self, connection: handshake.Connection, identity: list[str]) -> str | None:
         """Why what the bridge has found must not go on as what the device holds."""
         assert self.state is not None
-        if self.state.identity and any(identity) and identity != self.state.identity:
+        if self.state.identity and identity != self.state.identity:
             (model, serial, _), (our_model, our_serial, _) = identity, self.state.identity
             return (
                 f"another disk answers there (serial {serial!r}, model {model!r}; ours has {our_serial!r}, {our_model!r}); "

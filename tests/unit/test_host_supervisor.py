@@ -59,6 +59,7 @@ class World:
         self.flags = 5
         self.takes = True  # whether the kernel takes a socket, or drops it
         self.dropped = 0
+        self.mute = 0  # questions that the bridge leaves unanswered
         self.refuses: int | None = None
 
     # the kernel
@@ -106,6 +107,9 @@ class World:
             return {}
         if not self.children[-1].serving:
             raise ControlError(errno.ENOENT, "no bridge runs here")
+        if self.mute:
+            self.mute -= 1
+            raise ControlError(errno.ETIMEDOUT, "no answer")
         return {"clients": 1, "luns": [{"identity": self.identity, **self.status}]}
 
 
@@ -320,6 +324,14 @@ def test_what_is_not_the_same_disk_gets_nothing(
     assert sentence in attached.describe()["problem"] and attached.describe()["state"] == "paused"
 
 
+def test_a_bridge_that_does_not_say_what_it_serves_gets_no_requests(world: World, attached: Supervisor) -> None:
+    world.mute = 3
+    world.children[-1].die("killed")
+    until(attached, lambda: world.mute == 0)
+    assert not any("socket" in each for each in world.did)
+    until(attached, lambda: attached.linked)
+
+
 def test_growth(world: World, attached: Supervisor) -> None:
     world.status["size_bytes"] = 2 * SIZE
     until(attached, lambda: attached.linked and attached.describe()["size_bytes"] == 2 * SIZE)
@@ -376,6 +388,13 @@ def test_restart(world: World, attached: Supervisor, monkeypatch: pytest.MonkeyP
     assert world.did[:4] == ["READY=1", "prepare", f"reconfigure timeout={module.PLANNED}", "drain"]
     assert "end 77 5" in world.did and not any(each.startswith("connect") for each in world.did)
     assert len(world.children) == 2 and world.devices == {4: "e1.0"}
+
+
+def test_restart_of_one_that_is_only_starting(world: World) -> None:
+    world.born = lambda child: supervisor._wishes.append(Wish("restart")) or child.serve()
+    supervisor = make(world)
+    assert supervisor.run() is True
+    assert world.did[-1] == "kill bridge", "the next one would not know of it"
 
 
 def test_an_orphan_is_ended_first(world: World, attached: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
