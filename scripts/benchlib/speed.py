@@ -112,6 +112,9 @@ def run(args: argparse.Namespace) -> None:
                 failures.append(f"row {name} gave nothing: {error}")
                 _say(failures[-1])
                 continue
+            except KeyboardInterrupt:
+                failures.append(f"row {name} was interrupted, and what follows it was not run")
+                break
             sections.append(section)
             results["rows"][name] = section.runs
             report.show(console, section)
