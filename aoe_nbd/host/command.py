@@ -16,6 +16,16 @@ _PACKAGES = "on Debian, `apt-get install nbdkit nbdkit-plugin-python`"
 _PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+# One heap for all threads, got ahead, from which nothing is given back: `memory.protect` has it resident from the start.
+_HEAP = 32 << 20  # bytes to spare: a buffer for each thread (nbdkit keeps them) of the largest request
+_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TOP_PAD_": str(_HEAP),
+    "MALLOC_MMAP_THRESHOLD_": str(_HEAP),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+
+
 class Missing(OSError):
     """nbdkit or its Python plugin is not installed; the message is one sentence."""
 
@@ -46,4 +56,5 @@ def supervised(socket: Path, threads: int, pairs: Sequence[tuple[str, str]]) -> 
     """(command, environment) of a bridge that serves the kernel on `socket` and ends with its parent. Raises Missing."""
     nbdkit = find_nbdkit()
     command = [nbdkit, "--foreground", "--exit-with-parent", "--threads", str(threads), "--unix", str(socket)]
-    return [*command, "python", str(PLUGIN), *(f"{key}={value}" for key, value in pairs)], environment(nbdkit)
+    words = [*command, "python", str(PLUGIN), *(f"{key}={value}" for key, value in pairs)]
+    return words, {**environment(nbdkit), **_MALLOC}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A process that disks depend on must never wait for memory that only those disks can free.
 
-The kernel writes dirty pages out through us when memory is short. So all that we have stays resident, what we ask for is
-never got by writing out (PR_SET_IO_FLUSHER), we are not the one who is killed for its memory, and the garbage collector
-leaves alone what was there at the start. Each step may be forbidden (in a container, or without root): then it says so in
-one sentence, and the others are taken all the same.
+The kernel writes dirty pages out through us when memory is short. So all that we have stays resident, what we shall need is
+got ahead, what we ask for is never got by writing out (PR_SET_IO_FLUSHER), we are not the one who is killed for its memory,
+and the garbage collector leaves alone what was there at the start. Each step may be forbidden (in a container, or without
+root): then it says so in one sentence, and the others are taken all the same.
 
 Call `protect` in the main thread before there are others: threads inherit what it does.
 """
@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import os
 import resource
 from collections.abc import Callable, Iterable
 
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
+_FILES = 1024  # that may be open at once without the kernel's table of them growing
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_IO_FLUSHER = 23, 24, 38, 57
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -26,6 +29,7 @@ CAP_NET_RAW, CAP_IPC_LOCK = 13, 14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _called(result: int) -> None:
@@ -59,6 +63,25 @@ def lock_all() -> None:
     _called(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
 
 
+def heap_ahead() -> None:
+    """Have what malloc has got, and not yet given out, resident now. Raises OSError."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            if line.rstrip().endswith("[heap]"):
+                begin, end = (int(text, 16) for text in line.split()[0].split("-"))
+                _called(_libc.madvise(begin, end - begin, _MADV_POPULATE_WRITE))
+
+
+def files_ahead() -> None:
+    """Have the kernel's table of our open files as large as it will ever be. Raises OSError."""
+    end = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        most = min(_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.close(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, most - 1))
+    finally:
+        os.close(end)
+
+
 def freeze() -> None:
     """Collect garbage once, and leave what remains alone: a collection then looks at what is under way, and at no more."""
     gc.collect()
@@ -68,6 +91,8 @@ def freeze() -> None:
 _STEPS: tuple[tuple[Callable[[], None], str], ...] = (
     (never_killed, "it may be killed when memory is short (oom_score_adj)"),
     (io_flusher, "it may wait for memory that only it can free (PR_SET_IO_FLUSHER)"),
+    (files_ahead, "it may wait for memory to open a file (F_DUPFD)"),
+    (heap_ahead, "it may wait for memory for its buffers (MADV_POPULATE_WRITE)"),
     (freeze, "garbage is looked for everywhere"),
     (lock_all, "its memory may be paged out (mlockall)"),
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 SYS = Path("/sys")
 
-REQUEST_MOST = 1024  # KiB in one request, which the bridge cuts into frames by itself
-READ_AHEAD = 2048  # KiB: two such requests
+REQUEST_MOST = 256  # KiB in one request: as many buffers of that as there are threads are got ahead (`command`)
+READ_AHEAD = 2048  # KiB: eight such requests
 TIMEOUT = 5  # s after which the kernel looks for a request whose connection has died, to have it sent again
 
 _WANTED = {
