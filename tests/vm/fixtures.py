@@ -168,7 +168,7 @@ def vm(request: pytest.FixtureRequest, rack: Rack, package: Path) -> Iterator[Ma
 @pytest.fixture
 def small_vm(request: pytest.FixtureRequest, rack: Rack, package: Path) -> Iterator[Machine]:
     """The same with little memory."""
-    yield rack.get("full", memory=256, package=package)
+    yield rack.get("full", memory=320, package=package)
     _discard_after_failure(request, rack)
 
 
