@@ -37,7 +37,7 @@ def test_dirty_pages_up_to_the_limit(small_vm: Machine, storage: Storage) -> Non
 
 @pytest.mark.xfail(
     run=False,
-    reason="with swap on it a machine of 320 MiB comes to a stand: frames wait for memory in packet_sendmsg (sock_alloc_send_pskb)",
+    reason="with swap on it a machine of 320 MiB comes to a stand: frames wait for memory in sock_alloc_send_pskb",
 )
 def test_swap_on_an_export(small_vm: Machine, storage: Storage) -> None:
     vm = small_vm
