@@ -18,16 +18,15 @@ APART = 1.0  # s after which a late one is a first one again
 
 
 class Lateness:
-    """`settle` each request at its end, from any thread. Once `all_late` is set, it has been long for all of them."""
+    """`settle` each request at its end. From any thread."""
 
     def __init__(self) -> None:
-        self.all_late = False
         self._turn = threading.Lock()
         self._last = self._next = 0.0
 
     def settle(self, began: float) -> None:
         """Return at once for a request that began (monotonic) not long ago, else when it is its turn."""
-        if time.monotonic() - began < LATE and not self.all_late:
+        if time.monotonic() - began < LATE:
             return
         with self._turn:
             wait = self._next - time.monotonic()

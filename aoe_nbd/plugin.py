@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ from aoe_nbd.threadstate import Pins  # noqa: E402
 
 API_VERSION = 2
 _WATCH = 0.25  # s between looks for requests that are stuck
-_EVER = 1 << 30  # s
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 
 _options = Options()
 _bridge = Bridge(_options)
@@ -112,32 +113,34 @@ def after_fork() -> None:
     _bridge.start()
     if _control is not None:
         _control.start()
-    watch = _watch_and_hang_up if _options.hang_up else _watch_and_fail
-    threading.Thread(target=watch, args=(ctypes.CDLL(None).nbdkit_nanosleep,), name="aoe-shutdown", daemon=True).start()
+    if _options.hang_up:
+        _end_as_by_a_crash()
+    else:
+        pause = ctypes.CDLL(None).nbdkit_nanosleep
+        threading.Thread(target=_watch_and_fail, args=(pause,), name="aoe-shutdown", daemon=True).start()
 
 
-# nbdkit waits for its clients and for callbacks before it ends, and a dead target would let none return. Only
-# nbdkit_nanosleep tells of a shutdown. (Not nbdkit.nanosleep, which holds the GIL.)
+def _end_as_by_a_crash() -> None:
+    """Told to end, be gone at once and without a word: who connects anew asks again, and no request fails.
 
-
-def _watch_and_hang_up(pause: Callable[[int, int], int]) -> None:
-    """On shutdown, leave the clients as a crash would, so that one who connects anew asks all again: no request fails.
-
-    What can be answered at once still is.
+    nbdkit's own way would answer by an error whatever comes in until its clients have gone. A terminal that is closed is
+    no reason to end.
     """
-    while pause(_EVER, 0) == 0:
-        pass
-    _clients.stop_reading()
-    until = time.monotonic() + _WATCH
-    while _bridge.stuck_at() is not None and time.monotonic() < until:
-        time.sleep(0.01)
-    _lateness.all_late = True
-    _clients.hang_up()
-    _bridge.abandon(errno.ESHUTDOWN, "nbdkit is shutting down")  # which nobody hears of
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(each, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    libc, found = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), 0, 0, 0)
+    if found.value:  # --exit-with-parent
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _watch_and_fail(pause: Callable[[int, int], int]) -> None:
-    """On shutdown, fail what waits. nbdkit_nanosleep complains on stderr then, so ask it only while requests are stuck."""
+    """On shutdown, fail what waits: nbdkit waits for it before it ends, and a dead target would let none return.
+
+    Only nbdkit_nanosleep tells of a shutdown, and it complains on stderr then; so ask it only while requests are stuck.
+    (Not nbdkit.nanosleep, which holds the GIL.)
+    """
     before = -1
     while True:
         finished = _bridge.stuck_at()

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nbd
 import pytest
 
-from lab import Bridge, Process, write_random
+from lab import PLUGIN, Bridge, Host, Process, write_random
 
 TIMES = 5
 REQUESTS = 64
@@ -45,3 +48,59 @@ def test_clients_hang_up_on_a_silent_target(
         assert second.pread(4096, 0) == (folder / "disk").read_bytes()[:4096]
         second.shutdown()
         assert "Assertion" not in nbdkit.output()
+
+
+@pytest.mark.parametrize("way", ["told to end", "parent killed"])
+def test_a_bridge_that_ends_under_load_fails_nothing(
+    way: str,
+    folder: Path,
+    vblade: Callable[..., Process],
+    initiator: Host,
+    start: Callable[..., Process],
+    tmp_path: Path,
+) -> None:
+    """With on-end=hang-up. nbdkit's own way would be to answer whatever comes in then by an error."""
+    write_random(folder / "disk", 1 << 20, seed=1)
+    vblade(folder / "disk")
+    socket = tmp_path / "nbd.sock"
+    command = ["nbdkit", "-f", "--exit-with-parent", "--threads", REQUESTS, "-U", socket, "python", PLUGIN]
+    command += [f"interface={initiator.interface}", "target=e1.0", "on-end=hang-up"]
+    parent = start(
+        Bridge(initiator.command("sh", "-c", '"$@" & echo pid $!; wait', "sh", *command), socket, tmp_path / "log")
+    )
+    assert isinstance(parent, Bridge)
+    parent.wait_for_socket(socket)
+    nbdkit = int(parent.output().split()[1])
+    handle = nbd.NBD()
+    handle.connect_uri(parent.uri())
+    errors: list[int] = []
+    answered = 0
+
+    def ask(place: int) -> None:
+        def done(error: Any) -> int:
+            nonlocal answered
+            if error.value:
+                errors.append(error.value)
+            else:
+                answered += 1
+                again.append(place)
+            return 1
+
+        handle.aio_pread(nbd.Buffer(4096), place, completion=done)
+
+    again = [i * 4096 for i in range(REQUESTS)]
+    told = False
+    limit = time.monotonic() + 60
+    while not handle.aio_is_dead() and not handle.aio_is_closed():
+        assert time.monotonic() < limit
+        while again:
+            ask(again.pop())
+        if answered > 500 and not told:
+            os.kill(nbdkit, signal.SIGHUP)  # a terminal that is closed: nothing
+        if answered > 1000 and not told:
+            told = True
+            os.kill(*((nbdkit, signal.SIGTERM) if way == "told to end" else (parent.pid, signal.SIGKILL)))
+        with suppress(nbd.Error):  # the connection ends
+            handle.poll(1000)
+    assert told and answered > 1000
+    assert set(errors) <= {errno.ENOTCONN}, "what libnbd says of requests whose connection has gone"

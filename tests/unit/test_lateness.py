@@ -48,11 +48,3 @@ def test_late_ones_return_apart(clock: Clock) -> None:
     assert len(clock.slept) == 3
     late.settle(clock.now - 2 * LATE)
     assert clock.slept[3:] == [FIRST]
-
-
-def test_at_the_end_all_are_late(clock: Clock) -> None:
-    late = Lateness()
-    late.all_late = True
-    for _ in range(2):
-        late.settle(clock.now)
-    assert clock.slept == [FIRST]
