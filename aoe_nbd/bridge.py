@@ -7,7 +7,6 @@ export name of each client chooses, and a device is attached when its first clie
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import logging.handlers
 import os
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from .affinity import Affinity
 from .core.initiator import Event, Initiator
 from .device import Device, DeviceError, config_of, find
 from .engine import Engine
@@ -99,6 +99,7 @@ class Bridge:
         self.started = time.monotonic()
         self.on_open: Callable[[Device], None] = lambda device: None  # what is to be done before its first request
         self.memory_protected = False
+        self.affinity = Affinity("all")
 
     @property
     def devices(self) -> list[Device]:
@@ -117,25 +118,10 @@ class Bridge:
         log_to_syslog_if_detached()
         if self.options.lock_memory:  # before there are threads, which inherit it
             self._protect()
-        self._choose_cpu(self.options.cpu)
+        self.affinity = Affinity(self.options.cpu)
+        self.affinity.start()
         sys.setswitchinterval(1e-4)
         self.engine.start()
-
-    @staticmethod
-    def _choose_cpu(cpu: int | str) -> None:
-        """Run on that CPU; with "one", stay on the one that the scheduler has put us on.
-
-        Python's lock lets one thread of ours run at a time anyway; where that moves between CPUs, each request costs up to
-        twice the time.
-        """
-        if cpu == "all":
-            return
-        if cpu == "one":
-            cpu = ctypes.CDLL(None).sched_getcpu()
-        try:
-            os.sched_setaffinity(0, {int(cpu)})
-        except OSError as error:
-            log.warning("cpu=%s cannot be used: %s", cpu, error.strerror)
 
     def _protect(self) -> None:
         failures = memory.protect()

@@ -48,7 +48,11 @@ PARAMETERS = (
         "false",
         "for disks of this host itself: stay resident, never wait for memory that is being written out, drop privileges",
     ),
-    Parameter("cpu", "one", "CPUs to run on: a number, one (that which it happens to start on) or all"),
+    Parameter(
+        "cpu",
+        "auto",
+        "CPUs to run on: a number, one (that which it starts on), all, or auto (one; all while requests are large)",
+    ),
     Parameter(
         "pin-threads", "true", "keep Python's thread states alive between requests (an off switch for a fast path)"
     ),
@@ -77,15 +81,14 @@ def _number(name: str, text: str, low: float, high: float) -> float:
     return float(text)
 
 
-def _cpu(name: str, text: str) -> int | Literal["one", "all"]:
-    if text == "one":
-        return "one"
-    if text == "all":
-        return "all"
+def _cpu(name: str, text: str) -> int | Literal["auto", "one", "all"]:
+    match text:
+        case "auto" | "one" | "all":
+            return text
     try:
         return _count(name, text, 0, 4095)
     except OptionError as error:
-        raise OptionError(f"{error}, one or all") from None
+        raise OptionError(f"{error}, auto, one or all") from None
 
 
 def _count(name: str, text: str, low: int, high: int) -> int:
@@ -120,7 +123,7 @@ class Options:
     control: str = ""
     hang_up: bool = False
     lock_memory: bool = False
-    cpu: int | Literal["one", "all"] = "one"
+    cpu: int | Literal["auto", "one", "all"] = "auto"
     pin_threads: bool = True
     debug: bool = False
     _shelf: int | None = None
