@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 _FIELDS: Any = ATA_DTYPE.fields
 _SOURCE, _TAG, _STATUS = (_FIELDS[name][1] for name in ("src", "tag", "command_status"))
-_INDEX = _TAG + 2  # the tag's low 16 bits, by which its copy is found
+_INDEX, _INDEX_END = _TAG + 2, _TAG + 4  # the tag's low 16 bits, by which its copy is found
 _USUAL = struct.Struct(">6sHBBHBBI")  # from source to tag
 _RESPONSE = AOE_VERSION << 4 | RESPONSE
 _INDICES = np.arange(SIZE, dtype=">u2").tobytes()
@@ -46,14 +46,17 @@ def receive(
 
     Stretches of usual answers to `initiator` are booked here, all else goes to `otherwise`, which knows `receive`.
     """
-    while len(rows):
-        booked = _stretch(initiator, link, rows, lengths, now) if initiator is not None else 0
+    at, count = 0, len(rows)
+    while at < count:
+        booked = 0
+        if initiator is not None:
+            run = initiator.copies.run[int.from_bytes(rows[at, _INDEX:_INDEX_END].tobytes(), "big")]
+            if run is not None and run.count > 1:  # for a lone frame, `receive` is quicker
+                booked = _stretch(initiator, link, rows[at:], lengths[at:], now)
         if not booked:
-            otherwise(rows[0, : lengths[0]].data)
+            otherwise(rows[at, : lengths[at]].data)
             booked = 1
-        if booked == len(rows):
-            return
-        rows, lengths = rows[booked:], lengths[booked:]
+        at += booked
 
 
 def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: float) -> int:
@@ -73,7 +76,7 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
     # All columns at once, as bytes: for so few rows that is far quicker than to compare them as arrays.
     if (
         rows[:count, _SOURCE:_INDEX].tobytes() != head[_SOURCE:_INDEX] * count
-        or rows[:count, _INDEX : _INDEX + 2].tobytes() != _INDICES[2 * first : 2 * (first + count)]
+        or rows[:count, _INDEX:_INDEX_END].tobytes() != _INDICES[2 * first : 2 * (first + count)]
         or rows[:count, _STATUS].tobytes() != head[_STATUS : _STATUS + 1] * count
     ):
         count = _alike(rows, head, first, count)
@@ -100,7 +103,7 @@ def _alike(rows: Array, head: bytes, first: int, count: int) -> int:
     """How many of `count` rows, 1 or more, are as usual as the first, whose copy is at index `first`."""
     fine = (rows[:count, _SOURCE:_INDEX] == np.frombuffer(head[_SOURCE:_INDEX], np.uint8)).all(axis=1)
     fine &= rows[:count, _STATUS] == head[_STATUS]
-    fine &= rows[:count, _INDEX : _INDEX + 2].view(">u2")[:, 0] == np.arange(first, first + count)
+    fine &= rows[:count, _INDEX:_INDEX_END].view(">u2")[:, 0] == np.arange(first, first + count)
     return count if fine.all() else int(fine.argmin())
 
 
