@@ -20,11 +20,11 @@ umount /mnt
 fsck.ext4 -f -n {device}
 """
 _FIO = "fio --name=verify --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 --verify=crc32c"
-# Again and again until /tmp/enough is there. What a pass of it writes and reads is counted in /tmp/passes.
+# Again and again until /tmp/enough is there.
 _UNTIL_ENOUGH = """
-rm -f /tmp/enough
+rm -f /tmp/enough /tmp/failed
 while [ ! -e /tmp/enough ]; do
-    {fio} >/tmp/fio.out 2>&1 || {{ cat /tmp/fio.out; exit 1; }}
+    {fio} >/tmp/fio.out 2>&1 || {{ cat /tmp/fio.out; touch /tmp/failed; exit 1; }}
     echo pass
 done
 """
@@ -74,14 +74,17 @@ def kernel_is_content(machine: Machine) -> None:
 class Load:
     """fio that writes and compares on a mounted disk, for as long as `load` lasts."""
 
-    def __init__(self, machine: Machine, device: str) -> None:
-        self._machine, self._stat = machine, f"/sys/block/{device.removeprefix('/dev/')}/stat"
+    def __init__(self, machine: Machine, job: Job, device: str) -> None:
+        self._machine, self._job = machine, job
+        self._stat = f"/sys/block/{device.removeprefix('/dev/')}/stat"
 
     def goes_on(self) -> None:
         """Wait until requests that are sent from now on have been carried out: reads or writes."""
         count = f"awk '{{print $1 + $5}}' {self._stat}"
         begin = int(self._machine.sh(count))
-        until(self._machine, f'[ "$({count})" -gt {begin + 40} ]')
+        until(self._machine, f'[ -e /tmp/failed ] || [ "$({count})" -gt {begin + 40} ]')
+        if self._machine.run("[ -e /tmp/failed ]").status == 0:
+            self._job.check()
 
 
 @contextmanager
@@ -91,8 +94,8 @@ def load(machine: Machine, device: str) -> Iterator[Load]:
     # In bursts, and not all that the machine can do: whatever is started meanwhile needs its processors too.
     rate = "--rate_iops=60 --rate_process=poisson"
     fio = f"{_FIO} --verify_backlog=32 --directory=/mnt --size=4M {rate}"
-    job: Job = machine.start(_UNTIL_ENOUGH.format(fio=fio), 3600)
-    it = Load(machine, device)
+    job = machine.start(_UNTIL_ENOUGH.format(fio=fio), 3600)
+    it = Load(machine, job, device)
     it.goes_on()
     yield it
     machine.sh("touch /tmp/enough")
