@@ -2,9 +2,10 @@
 """A process that disks depend on must never wait for memory that only those disks can free.
 
 The kernel writes dirty pages out through us when memory is short. So all that we have stays resident, what we shall need is
-got ahead, what we ask for is never got by writing out (PR_SET_IO_FLUSHER), we are not the one who is killed for its memory,
-and the garbage collector leaves alone what was there at the start. Each step may be forbidden (in a container, or without
-root): then it says so in one sentence, and the others are taken all the same.
+got ahead, what we ask for is never got by writing out (PR_SET_IO_FLUSHER), the last of the memory is ours and not that of
+who has filled it (SCHED_RR), we are not the one who is killed for its memory, and the garbage collector leaves alone what was
+there at the start. Each step may be forbidden (in a container, or without root): then it says so in one sentence, and the
+others are taken all the same.
 
 Call `protect` in the main thread before there are others: threads inherit what it does.
 """
@@ -53,6 +54,15 @@ def io_flusher() -> None:
     _called(_prctl(_PR_SET_IO_FLUSHER, 1))
 
 
+def real_time() -> None:
+    """Be a real-time process, of the least priority: the kernel lets those have a part of its reserve (ALLOC_HARDER).
+
+    A frame to send needs memory in the kernel's own time. With swap behind us all the rest of it is full of pages that wait
+    for these frames, and whoever filled it asks for more as insistently as we do. Raises OSError.
+    """
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 def lock_all() -> None:
     """Keep resident what is, and what will be from when it is first used. Raises OSError.
 
@@ -91,6 +101,7 @@ def freeze() -> None:
 _STEPS: tuple[tuple[Callable[[], None], str], ...] = (
     (never_killed, "it may be killed when memory is short (oom_score_adj)"),
     (io_flusher, "it may wait for memory that only it can free (PR_SET_IO_FLUSHER)"),
+    (real_time, "it may wait for the last of the memory, which others have (SCHED_RR)"),
     (files_ahead, "it may wait for memory to open a file (F_DUPFD)"),
     (heap_ahead, "it may wait for memory for its buffers (MADV_POPULATE_WRITE)"),
     (freeze, "garbage is looked for everywhere"),

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from fixtures import Storage
 from machine import Machine
 from steps import attach, kernel_is_content
@@ -35,10 +33,6 @@ def test_dirty_pages_up_to_the_limit(small_vm: Machine, storage: Storage) -> Non
     kernel_is_content(vm)
 
 
-@pytest.mark.xfail(
-    run=False,
-    reason="with swap on it a machine of 320 MiB comes to a stand: frames wait for memory in sock_alloc_send_pskb",
-)
 def test_swap_on_an_export(small_vm: Machine, storage: Storage) -> None:
     vm = small_vm
     storage.vblade(storage.disk(mib=160))

@@ -40,3 +40,4 @@ def test_the_bridge_never_waits_for_memory(vm: Machine, storage: Storage) -> Non
     assert vm.sh(f"cat {process}/oom_score_adj").strip() == "-1000"
     for flags in vm.sh(f"cut -d' ' -f9 {process}/task/*/stat").split():
         assert int(flags) & 0x80000  # PF_MEMALLOC_NOIO, which PR_SET_IO_FLUSHER sets: in every thread
+    assert set(vm.sh(f"cut -d' ' -f41 {process}/task/*/stat").split()) == {"2"}  # SCHED_RR, also in every thread
