@@ -50,3 +50,15 @@ def test_the_restart_verb(vm: Machine, storage: Storage) -> None:
             vm.sh("aoe-nbd restart e1.0")
             work.goes_on()
     vm.sh("aoe-nbd detach e1.0")
+
+
+def test_the_supervisor_is_killed(vm: Machine, storage: Storage) -> None:
+    """Its bridge ends with it, and must not answer by an error what comes in meanwhile."""
+    storage.vblade(storage.disk())
+    device = attach(vm)
+    with load(vm, device) as work:
+        for _ in range(3):
+            vm.sh("kill -KILL $(cat /run/aoe-nbd/e1.0/lock)")
+            assert device in vm.sh("aoe-nbd attach e1.0 --holder again")  # what systemd would do
+            work.goes_on()
+    vm.sh("aoe-nbd detach e1.0 --all-holders")
