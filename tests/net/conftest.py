@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from lab import PLUGIN, PYTHON, ROOT, Bridge, Host, Lan, Process, Sniffer, write_random
+from lab import PLUGIN, PYTHON, ROOT, Bridge, Host, Lan, Process, Sniffer, answer_signals, write_random
 
 IMAGE_SIZE = 1 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # So that a terminated run takes its namespaces and programs down just as an interrupted one does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    answer_signals()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,16 @@ def run(*command: object, timeout: float = 600, **options: object) -> str:
     )
     assert done.returncode == 0, f"{' '.join(words)}: exit status {done.returncode}\n{done.stdout}"
     return str(done.stdout)
+
+
+def answer_signals() -> None:
+    """Have a terminated run take down what it made just as an interrupted one does. Call it before anything is started.
+
+    Whoever starts a run in the background may have it ignore SIGINT; what the run starts, and interrupts, must not.
+    """
+    if threading.current_thread() is threading.main_thread():  # else a worker's, of which only the run itself is told
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.default_int_handler)
 
 
 class Host:

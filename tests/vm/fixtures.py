@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lab import PYTHON, Process
+from lab import PYTHON, Process, answer_signals
 from machine import ROOT, Machine, Segment, build_images
 
 HERE = Path(__file__).parent
@@ -30,8 +29,7 @@ _reports: list[pytest.TestReport] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # So that a terminated run takes its machines and namespaces down just as an interrupted one does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    answer_signals()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
