@@ -13,7 +13,6 @@ import itertools
 import os
 import platform
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -120,7 +119,7 @@ MARKS = (
 def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     way = "write" if args.write else "read"
-    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    command = common.command(sys.argv[1:])
     results: dict[str, Any] = {"benchmark": "anatomy", "command": command, **common.circumstances()}
     with common.workspace() as folder:
         compile_tools(folder)

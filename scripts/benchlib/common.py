@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -99,6 +100,17 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def text(found: dict[str, float], digits: int = 2) -> str:
     """`0.93 (0.88 to 0.95)`."""
     return f"{found['median']:.{digits}f} ({found['least']:.{digits}f} to {found['most']:.{digits}f})"
+
+
+def command(words: Sequence[str]) -> str:
+    """The command line that repeats a run, without the folder that its results went to: that is this machine's business."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "--out":
+            next(rest, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join(["scripts/bench", *kept])
 
 
 def circumstances() -> dict[str, Any]:

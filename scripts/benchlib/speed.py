@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     rounds = args.rounds or (2 if args.quick else 5)
     seconds = args.seconds or (0.3 if args.quick else 1.0)
-    command = shlex.join(["scripts/bench", *sys.argv[1:]])
+    command = common.command(sys.argv[1:])
     results: dict[str, Any] = {"benchmark": "speed", "command": command, **common.circumstances()}
     results |= {
         "rounds": rounds,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "net")]
 
 from benchlib import __main__ as command  # noqa: E402
-from benchlib import anatomy, report, speed  # noqa: E402
+from benchlib import anatomy, common, report, speed  # noqa: E402
 from benchlib.measure import GIB, Failed, Run, Spread, interleave, median, observe, plain, ratio, tool  # noqa: E402
 from benchlib.stacks import sectors_of  # noqa: E402
 
@@ -271,3 +271,8 @@ def test_what_perf_prints(line: str, groups: tuple[str | None, ...]) -> None:
 )  # fmt: skip
 def test_a_sample_is_put_where_it_belongs(sample: str, kind: str) -> None:
     assert anatomy.kind(sample).startswith(kind)
+
+
+def test_a_report_names_no_folder_of_this_machine() -> None:
+    words = ["--out", "/somewhere", "floor", "--out=/else", "--rounds", "3"]
+    assert common.command(words) == "scripts/bench floor --rounds 3"
