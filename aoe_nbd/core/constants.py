@@ -21,6 +21,7 @@ LOSSES_FEW = 2  # in one round of a window, or an eighth of it: no more than a b
 WINDOW_CUT = 0.7
 WINDOW_SILENT = 2
 STREAM_SHARE = 4  # a long request goes on when this part of the window is free again: few large sendings, and wake-ups
+STREAM_LEAST = 32  # buffers of a target from which on that pays: fewer are too soon empty
 DELAY_BRAKE = 2.0  # no growth while srtt is above this multiple of the least RTT seen,
 DELAY_SMALL = (
     2e-3  # s, and above this: less is but the queue of a full window at a quick target, whose buffers are there for it

@@ -37,6 +37,7 @@ from .constants import (
     QUARANTINE,
     REFUSALS,
     RESENDS_AT_ONCE,
+    STREAM_LEAST,
     STREAM_SHARE,
     STRIKES_OUT,
 )
@@ -408,9 +409,9 @@ class Initiator:
             if len(self.paths) > 1:
                 space = min(space, 4)  # in small portions, so that each goes where it is answered soonest
             else:
-                share = min(int(path.window.size), buffers) // STREAM_SHARE
-                if space < share <= path.by_kind[request.kind].count:
-                    return -1  # enough is under way: what that brings back goes out in one go
+                share = buffers // STREAM_SHARE
+                if STREAM_LEAST <= buffers <= path.window.size and space < share <= path.by_kind[request.kind].count:
+                    return -1  # enough is under way, and nothing got lost: what that brings back goes out in one go
             length = space * step
         used = self._emit(runs, path, request, request.unsent, length, step, now)
         run = runs[-1]
