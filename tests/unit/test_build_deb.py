@@ -182,7 +182,7 @@ mount -t proc proc "$1/root/proc"
 mount --bind /dev "$1/root/dev"
 mount -t tmpfs tmpfs "$1/root/sys"
 mount -t tmpfs tmpfs "$1/root/run"
-exec chroot "$1/root" sh -ec "$4" 2>&1
+exec chroot "$1/root" env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$4" 2>&1
 """
 
 
