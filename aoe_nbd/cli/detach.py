@@ -85,7 +85,7 @@ def _end(folder: Folder, force: bool) -> None:
     if not force:
         _refuse_unserved(folder)
         for index in devices:
-            users = holders.users(f"nbd{index}")
+            users = holders.lasting(f"nbd{index}")
             if users:
                 raise Failure(
                     f"{address} is in use: {holders.sentence(users)}; end that first (--force would make it fail)"

@@ -8,10 +8,12 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SYS, PROC, DEV = Path("/sys"), Path("/proc"), Path("/dev")
+SYS, PROC, DEV, RUN = Path("/sys"), Path("/proc"), Path("/dev"), Path("/run")
+_OPEN = "open in "
 _MOST = 8  # of them are named; a disk that is shared by hundreds need not fill the screen
 
 
@@ -26,6 +28,19 @@ def _parts(disk: str, sys: Path) -> dict[str, Path]:
     """name -> folder in sysfs, of the disk and its partitions."""
     base = sys / "block" / disk
     return {disk: base, **{path.parent.name: path.parent for path in base.glob(f"{disk}p*/partition")}}
+
+
+def lasting(disk: str, patience: float = 10.0) -> list[str]:
+    """Its `users`, once udev is done with it or `patience` s have passed: it opens all that appears or changes."""
+    limit = time.monotonic() + patience
+    while looked_at(found := users(disk)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return found
+
+
+def looked_at(found: list[str], run: Path = RUN) -> bool:
+    """Whether these users may be no more than udev's workers and what its rules start: processes, while it has work to do."""
+    return bool(found) and all(user.startswith(_OPEN) for user in found) and (run / "udev" / "queue").exists()
 
 
 def users(disk: str, sys: Path = SYS, proc: Path = PROC, dev: Path = DEV) -> list[str]:
@@ -104,7 +119,7 @@ def _processes(numbers: dict[str, str], proc: Path) -> Iterator[str]:
             continue
         with contextlib.suppress(OSError):
             if any(_opens(fd, numbers) for fd in (folder / "fd").iterdir()):
-                yield f"open in {_text(folder / 'comm') or 'a process'} ({folder.name})"
+                yield f"{_OPEN}{_text(folder / 'comm') or 'a process'} ({folder.name})"
 
 
 def _opens(fd: Path, numbers: dict[str, str]) -> bool:

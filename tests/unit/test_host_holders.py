@@ -84,6 +84,29 @@ def test_processes(host: Callable[..., None], tmp_path: Path, monkeypatch: pytes
     assert users(tmp_path) == [], "not ourselves"
 
 
+def test_udev_is_waited_for_while_it_has_work(host: Callable[..., None], tmp_path: Path) -> None:
+    """Seen: a detach right after an attach was refused, for udev was still looking at the new disk."""
+    worker, mount = "open in (udev-worker) (1100)", "mounted on /srv"
+    assert not holders.looked_at([worker], tmp_path / "run")
+    host("run/udev/queue")
+    assert holders.looked_at([worker], tmp_path / "run")
+    assert not holders.looked_at([worker, mount], tmp_path / "run")
+    assert not holders.looked_at([], tmp_path / "run")
+
+
+def test_who_goes_while_udev_works_is_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [["open in (udev-worker) (7)"], ["open in blkid (8)"], []]
+    monkeypatch.setattr(holders, "users", lambda disk: found.pop(0))
+    monkeypatch.setattr(holders, "looked_at", bool)
+    assert holders.lasting("nbd0") == []
+
+
+def test_who_stays_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holders, "users", lambda disk: ["open in dd (7)"])
+    monkeypatch.setattr(holders, "looked_at", lambda found: True)
+    assert holders.lasting("nbd0", patience=0.1) == ["open in dd (7)"]
+
+
 def test_many_are_not_all_named() -> None:
     assert holders.sentence([f"m{i}" for i in range(10)]).endswith("m7 and 2 more")
     assert holders.sentence(["a", "b"]) == "a, b"
