@@ -52,7 +52,7 @@ class World:
         self._busy = [0.0] * paths
         self.initiator = Initiator(Address(1, 0), seed=seed, now=self.now)
         self.paths = [
-            self.initiator.add_path(f"eth{i}", LOCAL, REMOTES[i], 9000, Config(buffers, 0, 17), self.now)
+            self.initiator.add_path(f"eth{i}", LOCAL, REMOTES[i], 9000, Config(buffer_count=buffers, sector_count=17), self.now)
             for i in range(paths)
         ]
         self._pump()
