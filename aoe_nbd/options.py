@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from .core.policy import FAIL, HOLD, OnDead
+from .core.policy import FAIL, HOLD, Fencing, OnDead
 from .wire.address import Address, parse_address, parse_mac, parse_shelf, parse_slot
 
 
@@ -38,6 +38,14 @@ PARAMETERS = (
     Parameter("on-dead", "hold", "when the target does not answer: hold, fail (after 5 s), or fail-after=SECONDS"),
     Parameter("connect-timeout", "10", "seconds to wait for the target when attaching"),
     Parameter("control", "", "Unix socket to make for `aoe-nbd status`, `quiesce` and the like; none if not given"),
+    Parameter(
+        "fence",
+        "off",
+        "guard against a second host: off; warn keeps a record of who owns the LUN on the target; enforce reserves it too; "
+        "auto is enforce if the target can, else warn",
+    ),
+    Parameter("owner", "", "what this host is called in that record; if not given, by its name and machine-id"),
+    Parameter("owner-tag", "-", "for whom: a host that gives the same tag (a Xen domain's UUID) may take the LUN over"),
     Parameter(
         "on-end",
         "fail",
@@ -81,6 +89,19 @@ def _number(name: str, text: str, low: float, high: float) -> float:
     return float(text)
 
 
+def _fencing(text: str) -> Fencing:
+    try:
+        return Fencing(text)
+    except ValueError:
+        raise OptionError(f"fence={text} is unknown: give {', '.join(Fencing)}") from None
+
+
+def _word(name: str, text: str) -> str:
+    if not re.fullmatch(r"[\w.:@+-]{1,64}", text, re.ASCII):
+        raise OptionError(f"{name}={text} is not usable: give 1 to 64 letters, digits and . : @ + - _ only")
+    return text
+
+
 def _cpu(name: str, text: str) -> int | Literal["auto", "one", "all"]:
     match text:
         case "auto" | "one" | "all":
@@ -121,6 +142,9 @@ class Options:
     on_dead: OnDead = HOLD
     connect_timeout: float = 10.0
     control: str = ""
+    fence: Fencing = Fencing.OFF
+    owner: str = ""
+    owner_tag: str = "-"
     hang_up: bool = False
     lock_memory: bool = False
     cpu: int | Literal["auto", "one", "all"] = "auto"
@@ -171,6 +195,12 @@ class Options:
                 self.connect_timeout = _number(name, value, 0.1, 86400)
             case "control":
                 self.control = os.path.abspath(value) if value else ""  # now, for a daemon's working directory is /
+            case "fence":
+                self.fence = _fencing(value)
+            case "owner":
+                self.owner = _word(name, value)
+            case "owner-tag":
+                self.owner_tag = _word(name, value)
             case "on-end":
                 if value not in ("fail", "hang-up"):
                     raise OptionError(f"{name}={value} is unknown: give fail or hang-up")

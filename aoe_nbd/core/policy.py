@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What becomes of requests while a target is silent. Apart from the initiator, for those who only choose it."""
+"""What an operator chooses: what becomes of requests while a target is silent, and how second hosts are kept off."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from .constants import DEAD_AFTER
@@ -27,3 +28,12 @@ class OnDead:
 
 HOLD = OnDead()
 FAIL = OnDead(DEAD_AFTER)
+
+
+class Fencing(enum.StrEnum):
+    """How a LUN is guarded against a second host that writes to it (see `fence`)."""
+
+    OFF = "off"
+    WARN = "warn"  # by a record of its owner, kept on the target; who disregards that is not hindered
+    ENFORCE = "enforce"  # and by a reservation, by which the target refuses all others
+    AUTO = "auto"  # ENFORCE where the target knows reservations, else WARN

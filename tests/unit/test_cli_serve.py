@@ -57,7 +57,7 @@ def test_every_export() -> None:
 
 
 def test_each_parameter_of_the_plugin_is_an_option() -> None:
-    values = {"sectors": "8", "on-dead": "fail-after=3", "connect-timeout": "2.5", "cpu": "0"}
+    values = {"sectors": "8", "on-dead": "fail-after=3", "connect-timeout": "2.5", "cpu": "0", "owner": "host"}
     for parameter in PARAMETERS:
         if parameter.name in ("target", "shelf", "slot", "mac", "interface", "netif"):
             continue

@@ -46,6 +46,7 @@ def test_defaults_are_those_of_the_table() -> None:
     assert str(found.pin_threads).lower() == table["pin-threads"]
     assert str(found.debug).lower() == table["debug"]
     assert found.cpu == table["cpu"]
+    assert (found.fence, found.owner, found.owner_tag) == (table["fence"], table["owner"], table["owner-tag"])
 
 
 def test_every_parameter_of_the_table_is_taken() -> None:
@@ -61,6 +62,9 @@ def test_every_parameter_of_the_table_is_taken() -> None:
         "on-dead": "fail",
         "connect-timeout": "2.5",
         "cpu": "0",
+        "fence": "enforce",
+        "owner": "dom0-a",
+        "owner-tag": "7d3b2f6e-0000-4000-8000-1234567890ab",
         "pin-threads": "no",
         "debug": "1",
     }
@@ -69,6 +73,7 @@ def test_every_parameter_of_the_table_is_taken() -> None:
     assert found.address == Address(1, 0)
     assert (found.sectors, found.readonly, found.on_dead, found.connect_timeout) == (8, True, FAIL, 2.5)
     assert (found.cpu, found.pin_threads, found.debug, found.interfaces) == (0, False, True, ["eth0", "eth1"])
+    assert (found.fence, found.owner, found.owner_tag) == ("enforce", "dom0-a", good["owner-tag"])
 
 
 def test_cpus_may_be_a_word() -> None:
@@ -168,6 +173,9 @@ def test_on_dead_reads_what_it_prints() -> None:
         (["sectors=many"], "sectors=many is not a number from 1 to 255"),
         (["readonly=maybe"], "readonly=maybe is neither true nor false: give true or false"),
         (["debug="], "debug= is neither true nor false: give true or false"),
+        (["fence=high"], "fence=high is unknown: give off, warn, enforce, auto"),
+        (["owner=my host"], "owner=my host is not usable: give 1 to 64 letters, digits and . : @ + - _ only"),
+        (["owner-tag="], "owner-tag= is not usable: give 1 to 64 letters, digits and . : @ + - _ only"),
         (["on-end=panic"], "on-end=panic is unknown: give fail or hang-up"),
         (["on-dead=panic"], "on-dead=panic is unknown: give hold, fail, or fail-after=SECONDS"),
         (["on-dead=fail-after=soon"], "fail-after=soon is not a number from 0.1 to 1e+06"),
