@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +100,18 @@ def _all(name: str | None) -> int:
     return 0 if all(good) and not found.errors else 1
 
 
-def attach(address: Address, given: Pairs, holder: str, *, once: bool, persist: bool = False) -> str:
+def attach(
+    address: Address,
+    given: Pairs,
+    holder: str,
+    *,
+    once: bool,
+    persist: bool = False,
+    admit: Callable[[Folder], None] = lambda folder: None,
+) -> str:
     """Have the disk attached for `holder`. Returns the device. Raises Failure and OSError; then nothing has changed.
 
-    With `persist`, a service that cannot start now goes on trying.
+    With `persist`, a service that cannot start now goes on trying. `admit` may raise if it does not go with who is there.
     """
     from ..host.state import Folder
 
@@ -110,6 +119,7 @@ def attach(address: Address, given: Pairs, holder: str, *, once: bool, persist: 
     with folder.changing():
         before = folder.holders()
         status = _running(folder)
+        admit(folder)
         if status is not None:
             _agree(folder, given, status)
         folder.hold({**before, holder: 1 if once else before.get(holder, 0) + 1})

@@ -66,6 +66,7 @@ PIECES = (
         "/etc/needrestart/conf.d/aoe-nbd.conf",
         "/etc/needrestart/conf.d/aoe-nbd.conf",
     ),
+    Piece("xen", "xen/block-aoe", "/etc/xen/scripts/block-aoe", "/etc/xen/scripts/block-aoe"),
     *(
         Piece(
             "manual",
@@ -77,6 +78,7 @@ PIECES = (
     ),
     Piece("table", "aoetab", "/etc/aoe-nbd/aoetab", "/etc/aoe-nbd/aoetab"),
 )
+_PROGRAMS = ("command", "nbdkit", "xen")  # parts that are run, and import the package
 PARTS = tuple(dict.fromkeys(piece.part for piece in PIECES))
 
 
@@ -138,9 +140,9 @@ class Installation:
         if piece.part == "systemd" and not self.packaged:
             command = next(each.here for each in PIECES if each.part == "command")
             return text.replace("=/usr/bin/aoe-nbd ", f"={command} ")
-        if piece.part in ("command", "nbdkit"):
+        if piece.part in _PROGRAMS:
             text = text.replace('PACKAGE_FOLDER = ""', f'PACKAGE_FOLDER = "{self.folder}"', 1)
-            if piece.part == "command" and not self.packaged:
+            if piece.part != "nbdkit" and not self.packaged:
                 text = text.replace("#!/usr/bin/python3 ", f"#!{sys.executable} ", 1)
         return text
 
@@ -176,7 +178,7 @@ def install(which: Installation, say: Callable[[str], None]) -> None:
         if piece.part == "table" and place.exists():
             say(f"kept {place}")
             continue
-        say(f"{_put(place, which.text(piece), piece.part in ('command', 'nbdkit'))} {place}")
+        say(f"{_put(place, which.text(piece), piece.part in _PROGRAMS)} {place}")
 
 
 def uninstall(which: Installation, say: Callable[[str], None]) -> None:

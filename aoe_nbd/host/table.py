@@ -82,8 +82,8 @@ def _word(where: str, address: Address, word: str) -> tuple[str, str]:
     return name, value
 
 
-def _entry(where: str, words: list[str]) -> Entry:
-    """One line. Raises TableError."""
+def parse(where: str, words: list[str]) -> Entry:
+    """The words of one line; `where` is what messages call it. Raises TableError."""
     try:
         address = parse_address(words[0])
     except ValueError as error:
@@ -117,7 +117,7 @@ def scan(paths: Iterable[Path] | None = None) -> Table:
             if not words:
                 continue
             try:
-                entry = _entry(f"{path}, line {number}", words)
+                entry = parse(f"{path}, line {number}", words)
                 if entry.address in table.entries:
                     first = table.entries[entry.address].where
                     what = f"{entry.address} is in the table already ({first}): leave one of the two"

@@ -104,7 +104,11 @@ def test_owners_and_modes(deb: Path) -> None:
     modes = {line.split(None, 5)[5]: line[:10] for line in listing}
     assert set(modes.values()) == {"drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"}
     executable = {name for name, mode in modes.items() if mode == "-rwxr-xr-x"}
-    assert executable == {"./usr/bin/aoe-nbd", "./usr/share/aoe-nbd/nbdkit-aoe-plugin"}
+    assert executable == {
+        "./usr/bin/aoe-nbd",
+        "./usr/share/aoe-nbd/nbdkit-aoe-plugin",
+        "./etc/xen/scripts/block-aoe",
+    }
 
 
 def test_conffiles_and_scripts(tree: Path) -> None:

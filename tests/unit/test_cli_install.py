@@ -51,13 +51,14 @@ def test_everything_in_its_place_and_away_again(tmp_path: Path, run: Run) -> Non
         "etc/udev/rules.d/60-aoe-nbd.rules",
         "etc/modules-load.d/aoe-nbd.conf",
         "etc/needrestart/conf.d/aoe-nbd.conf",
+        "etc/xen/scripts/block-aoe",
         "usr/local/share/man/man8/aoe-nbd.8",
         "usr/local/share/man/man5/aoetab.5",
         "usr/local/share/man/man1/nbdkit-aoe-plugin.1",
         "etc/aoe-nbd/aoetab",
     }
     executable = {name for name in found if os.access(tmp_path / name, os.X_OK)}
-    assert executable == {"usr/local/bin/aoe-nbd", "plugins/nbdkit-aoe-plugin"}
+    assert executable == {"usr/local/bin/aoe-nbd", "plugins/nbdkit-aoe-plugin", "etc/xen/scripts/block-aoe"}
     assert {line.split()[0] for line in run()} == {"unchanged", "kept"}
     assert files(tmp_path) == found
     assert sorted(run("--uninstall")) == sorted(f"removed {tmp_path / name}" for name in found)

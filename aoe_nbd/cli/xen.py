@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Xen's hotplug script block-aoe, as libxl calls it: one word, and the disk's place in xenstore in the environment.
+
+What goes wrong is one sentence in the disk's `hotplug-error`, which xl prints. What is done is noted in xen-hotplug.log, as
+Xen's own scripts do. libxl kills a script after 40 s, so this one gives up before, and undoes what it has begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+
+from ..host import state, xen
+from ..host.xenstore import Store
+from ..wire.address import Address
+from .attach import attach
+from .detach import detach
+from .failure import Failure
+
+LIMIT = 30.0  # s for all of it; the rest of libxl's 40 s is for undoing
+LOG = "/var/log/xen/xen-hotplug.log"
+
+
+class TimesUp(Exception):
+    """LIMIT has passed."""
+
+
+def main() -> int:
+    """Add or remove the disk at XENBUS_PATH. Returns the exit status."""
+    began, action, path = time.monotonic(), " ".join(sys.argv[1:]), os.environ.get("XENBUS_PATH", "")
+
+    def note(text: str) -> None:
+        line = f"block-aoe {action} {path}: {text}"
+        print(line, file=sys.stderr)
+        with contextlib.suppress(OSError), open(LOG, "a") as log:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), line, f"({time.monotonic() - began:.1f} s)", file=log)
+
+    try:
+        if action not in ("add", "remove"):
+            raise xen.Refusal("libxl calls it, with add or remove")
+        vbd = xen.of_path(path)
+        with contextlib.closing(Store()) as store:
+            hotplug = xen.Hotplug(store, _attach, _detach, note)
+            if action == "add":
+                note(_add(hotplug, vbd))
+            else:
+                with _limited():
+                    hotplug.remove(vbd)
+                note("done")
+    except Exception as error:
+        note(_sentence(error))
+        return 1
+    return 0
+
+
+def _add(hotplug: xen.Hotplug, vbd: xen.Vbd) -> str:
+    """Raises what went wrong, having told libxl."""
+    try:
+        with _limited():
+            return hotplug.add(vbd)
+    except Exception as error:
+        hotplug.store.write(f"{vbd.path}/hotplug-error", _sentence(error))
+        hotplug.store.write(f"{vbd.path}/hotplug-status", "error")
+        raise
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raise TimesUp in what is within, once LIMIT has passed."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise TimesUp(f"not done within {LIMIT:g} s: see `aoe-nbd list`, `aoe-nbd discover` and {LOG}")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, (ValueError, TimesUp)):
+        return str(error)
+    return f"internal error, please report it ({type(error).__name__}: {error})"
+
+
+def _attach(
+    address: Address, given: state.Pairs, holder: str, *, once: bool, admit: Callable[[state.Folder], None]
+) -> str:
+    try:
+        return attach(address, given, holder, once=once, admit=admit)
+    except Failure as error:
+        raise xen.Refusal(str(error)) from None
+
+
+def _detach(address: Address, holder: str) -> Mapping[str, int]:
+    try:
+        return detach(address, holder)
+    except Failure as error:
+        raise xen.Refusal(str(error)) from None
