@@ -124,17 +124,20 @@ class Client:
         self._handle.connect_uri(bridge.uri())
         self.done: list[float] = []
         self._next = 0
-        self._free: list[int] = []
-        for _ in range(16):
-            self._go()
+        # The same ones for ever: libnbd's binding keeps each that it was ever given, gigabytes a minute.
+        self._free = [nbd.Buffer(65536) for _ in range(16)]
+        self._fill()
 
-    def _go(self) -> None:
-        buffer = nbd.Buffer(65536)
+    def _fill(self) -> None:
+        while self._free:
+            self._go(self._free.pop())
+
+    def _go(self, buffer: nbd.Buffer) -> None:
         self._next = (self._next + 65536) % SIZE
 
         def completion(error: Any) -> int:
             self.done.append(time.monotonic())
-            self._free.append(1)
+            self._free.append(buffer)
             assert not error.value, f"read failed: errno {error.value}"
             return 1
 
@@ -144,9 +147,7 @@ class Client:
         """Keep going until that time."""
         while time.monotonic() < until and not enough():
             self._handle.poll(1)
-            while self._free:
-                self._free.pop()
-                self._go()
+            self._fill()
 
     def gap(self, since: float) -> float:
         """The longest time without a request done since then, in ms; what began before that counts from then."""
