@@ -11,7 +11,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import show
+from . import guests, show
 
 if TYPE_CHECKING:
     from ..host.state import Folder
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             show.size(each["size_bytes"]) if each["size_bytes"] else "",
             "ro" if each["read_only"] else "rw",
             each["state"],
-            [f"{name} ({count})" if count > 1 else name for name, count in each["holders"].items()],
+            _held_by(each),
             _age(each["since"]),
             each["problem"],
         ]
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(folder: Folder) -> dict[str, Any] | None:
     """What is known of one disk; None if it is not attached."""
-    from ..host import control, disks
+    from ..host import control, disks, xen
 
     holders = folder.holders()
     pid = folder.running()
@@ -74,12 +74,19 @@ def _one(folder: Folder) -> dict[str, Any] | None:
         "state": answer["state"],
         "problem": answer["problem"],
         "holders": holders,
+        "guests": xen.guests(list(holders)),
         "since": 0.0 if known is None else known.since,
         "supervisor": pid,
         "bridge": answer.get("bridge"),
         "starts": 0 if known is None else known.starts,
         "options": [] if known is None else known.options,
     }
+
+
+def _held_by(each: dict[str, Any]) -> list[str]:
+    """The holders: domains by name, others with how many times they hold it."""
+    names = {name: f"{name} ({count})" if count > 1 else name for name, count in each["holders"].items()}
+    return list({**names, **{guest["holder"]: guests.name_of(guest) for guest in each["guests"]}}.values())
 
 
 def _age(since: float) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 
 from ..host.control import ControlError
 from ..wire.codes import SECTOR
+from . import guests
 from .bridges import add_arguments as add_bridge
 from .bridges import chosen
 from .failure import Failure
 
 _LUN, _PATH = ("address",), ("address", "interface", "mac")
+_GUEST = ("address", "domain", "uuid", "vdev")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
             answers.append((bridge.name, bridge.ask("status")))
         except ControlError:
             answers.append((bridge.name, None))
+    for _, answer in answers:
+        for lun in answer["luns"] if answer else []:
+            lun["guests"] = guests.of_lun(lun)
     text = exposition(answers)
     if args.output:
         _replace(args.output, text)
@@ -82,6 +87,8 @@ class _Figures:
                 _of_bridge(families, name, answer)
                 for lun in answer["luns"]:
                     _of_lun(families, answer, lun)
+                    for guest in lun.get("guests", []):
+                        _of_guest(families, lun["address"], guest)
                     for path in lun["paths"]:
                         _of_path(families, lun["address"], path)
         yield from families.all()
@@ -160,6 +167,22 @@ def _of_lun(families: _Families, bridge: Mapping[str, Any], lun: Mapping[str, An
             families.counter("bytes", "Of clients' requests carried out", *labels, served["bytes"])
     for reason, count in sorted(lun["counters"].items()):
         families.counter("events", "What happened, by reason", ("address", "reason"), (address, reason), count)
+
+
+def _of_guest(families: _Families, address: str, guest: Mapping[str, Any]) -> None:
+    """What is a guest's own. Its labels stay the same when the domain moves to another host."""
+    values = (address, guest["domain"] or "", guest["uuid"] or "", guest["vdev"] or "")
+    families.gauge("guest_info", "Which domain has the disk", (*_GUEST, "domid"), (*values, str(guest["domid"])), 1)
+    labels = (*_GUEST, "operation")
+    for operation, done in (guest["requests"] or {}).items():
+        these = (labels, (*values, operation))
+        families.counter("guest_operations", "The domain's requests carried out", *these, done["operations"])
+        if "bytes" in done:
+            families.counter("guest_bytes", "Of the domain's requests carried out", *these, done["bytes"])
+    for operation, times in guest["round_trips"].items():
+        these = (labels, (*values, operation))
+        what = "From a command to the target's answer, on the domain's disk"
+        families.histogram("guest_round_trip_seconds", what, *these, times["histogram"], times["total_s"])
 
 
 def _of_path(families: _Families, address: str, path: Mapping[str, Any]) -> None:

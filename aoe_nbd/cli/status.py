@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Show how running bridges do: one line each, or all of one disk: identity, durability, paths, latency, losses, events.
 
+--guests has one line for each disk of a Xen domain instead: what the domain itself has read and written, and how fast the
+target answers.
+
 Exit status 0 if every bridge answers and reaches its target, 3 if a target does not answer, 1 if a bridge does not.
 """
 
@@ -14,7 +17,7 @@ from typing import Any
 
 from ..host.control import ControlError
 from ..wire.codes import aoe_error_text
-from . import show
+from . import guests, show
 from .bridges import add_arguments as add_bridge
 from .bridges import chosen
 
@@ -57,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb on `parser`."""
     add_bridge(parser, several=True)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--guests", action="store_true", help="show the disks of Xen domains")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,8 +73,13 @@ def run(args: argparse.Namespace) -> int:
             found.append((bridge.name, error))
     answers = [answer for _, answer in found if not isinstance(answer, ControlError)]
     errors = [answer for _, answer in found if isinstance(answer, ControlError)]
+    luns = [lun for answer in answers for lun in answer["luns"]]
+    for lun in luns:
+        lun["guests"] = guests.of_lun(lun)
     if args.json:
         show.dump([answer if isinstance(answer, dict) else _silent(name, answer) for name, answer in found])
+    elif args.guests:
+        guests.table({lun["address"]: lun["guests"] for lun in luns})
     elif args.address or args.control:
         for answer in answers:
             for lun in answer["luns"]:
@@ -84,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             show.warn("status", problem.strerror or str(problem))
     if errors:
         return _NO_BRIDGE
-    return 0 if all(lun["state"] == "up" for answer in answers for lun in answer["luns"]) else _UNREACHED
+    return 0 if all(lun["state"] == "up" for lun in luns) else _UNREACHED
 
 
 def _silent(name: str, error: ControlError) -> dict[str, Any]:
@@ -166,6 +175,9 @@ def _whole(bridge: Mapping[str, Any], lun: Mapping[str, Any]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
+    if lun["guests"]:
+        print()
+        guests.table({lun["address"]: lun["guests"]})
     _paths(lun)
     _latency(lun)
     _counters({**lun["counters"], **bridge["counters"]})

@@ -27,6 +27,7 @@ from .constants import (
     RTO_MAX_FLUSH,
 )
 from .copies import FLYING, MASK, Copies, Run
+from .histogram import percentile
 from .rtt import Rtt
 
 FOREVER = float("inf")
@@ -117,13 +118,8 @@ class Flight:
         self.total += rtt * count
 
     def percentile(self, share: float) -> float:
-        """A round trip, in seconds, that this `share` of all answers did not exceed, to the next power of two; 0 without any."""
-        wanted = share * sum(self.histogram)
-        for bits, count in enumerate(self.histogram):
-            wanted -= count
-            if count and wanted <= 0:
-                return (1 << bits) / 1e6
-        return 0.0
+        """A round trip, in seconds, that this `share` of all answers did not exceed: see `histogram.percentile`."""
+        return percentile(self.histogram, share)
 
     def false_alarm(self, now: float) -> None:
         """A copy that had been declared lost was only late: be slower to judge."""
