@@ -45,8 +45,10 @@ def measure(bench: Bench) -> Section:
                 section.lines.append(_line(job, stack, runs[stack.name], "" if stack is ours else speed.text()))
                 if stack is not ours:
                     section.bars.append((f"{job} / {stack.name}", speed))
-                if stack is iscsi and (way, depth) in REQUIRED:
-                    what = f"4k random {way.removeprefix('rand')}, depth {depth}, bridge / libiscsi stack"
+            if (way, depth) in REQUIRED:
+                for bridge in (stack for stack in stacks if isinstance(stack, Aoe)):
+                    speed = ratio(runs[bridge.name], runs[iscsi.name], lambda run: run.operation_rate)
+                    what = f"4k random {way.removeprefix('rand')}, depth {depth}, {bridge.name} / libiscsi stack"
                     section.claims.append(Claim(what, REQUIRED[way, depth], speed))
             everything |= {f"{job}: {name}": found for name, found in runs.items()}
     section.runs = plain(everything)
