@@ -7,6 +7,7 @@ export name of each client chooses, and a device is attached when its first clie
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -18,10 +19,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from .affinity import Affinity
+from .core.fence import Fence
 from .core.initiator import Event, Initiator
+from .core.policy import Fencing
 from .device import Device, DeviceError, config_of, find
 from .engine import Engine
-from .host import claim, memory
+from .host import claim, memory, owner
 from .host.control import Feed
 from .link import Accept, Link, LinkError, interfaces
 from .options import OptionError, Options
@@ -30,6 +33,7 @@ from .wire.codes import SECTOR
 
 log = logging.getLogger("aoe_nbd")
 
+_LEAVE = 3.0  # s that the end of a bridge waits for a target, to give up the ownership of a LUN
 DISCOVERY = 1.0  # s that listing exports listens for answers
 
 
@@ -138,6 +142,9 @@ class Bridge:
         for device in self._devices.values():
             for line in device.figures():
                 log.debug("%s: %s", device.address, line)
+            if device.initiator.fence is not None and device.initiator.up and not self.options.hang_up:
+                with contextlib.suppress(DeviceError):  # then it stays recorded as ours
+                    device.leave(_LEAVE)
         if self.engine is not None:
             self.engine.stop()
 
@@ -176,6 +183,7 @@ class Bridge:
             cap=options.sectors,
             on_dead=options.on_dead,
             read_only=options.readonly,
+            fence=self._fence(address),
         )
         device.open(options.connect_timeout)
         if device.can_write:
@@ -183,6 +191,13 @@ class Bridge:
         self._devices[address] = device
         self.on_open(device)
         return device
+
+    def _fence(self, address: Address) -> Fence | None:
+        options = self.options
+        if options.fence is Fencing.OFF:
+            return None
+        kept = owner.Note(options.control, address).read()
+        return Fence(options.fence, options.owner or owner.host_name(), options.owner_tag, kept)
 
     def exports(self) -> list[tuple[str, str]]:
         """(export name, description) of what can be served: the one LUN, or all that discovery finds."""
@@ -201,6 +216,13 @@ class Bridge:
 
     def _event(self, initiator: Initiator, event: Event) -> None:
         size = initiator.identify.sectors * SECTOR if initiator.identify is not None else 0
+        if initiator.fence is not None and event.what.startswith("fence"):
+            try:
+                owner.Note(self.options.control, initiator.address).write(initiator.fence.note)
+            except OSError as error:
+                log.warning(
+                    "%s: who owns it cannot be noted for the next bridge: %s", initiator.address, error.strerror
+                )
         self.feed.tell(event.what, event.text, address=str(initiator.address), size_bytes=size)
         device = self._devices.get(initiator.address)
         if device is not None:

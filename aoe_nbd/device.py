@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from .core.constants import FENCE_GRACE
 from .core.exchange import Answer, Exchange
+from .core.fence import HANDOVER, Fence, Phase, Record, State
 from .core.initiator import Event, Initiator
 from .core.path import PathState
-from .core.policy import HOLD, OnDead
+from .core.policy import HOLD, Fencing, OnDead
 from .core.request import Kind, Request
 from .engine import Engine
 from .wire.address import Address, format_mac
@@ -28,7 +30,10 @@ log = logging.getLogger("aoe_nbd")
 GRACE = 0.05  # s after a first answer in which the LUN's other paths may answer too
 IDENTIFY_GRACE = 0.5  # s after a first path is up in which the others may show who they are
 MAX_REQUEST = 32 << 20
+_RELEASE = 2.0  # s for giving an ownership back that is of no use
 TRIM_MOST = TRIM_ENTRIES * TRIM_RANGE  # sectors of one DATA SET MANAGEMENT block
+_SERIOUS = {"dead", "path-out", "path-down", "path-stranger", "refused"}
+_SERIOUS |= {"fence-conflict", "fence-foreign", "fence-lost", "fence-restored", "fence-yielded"}
 
 
 class DeviceError(OSError):
@@ -104,10 +109,17 @@ class Device:
         cap: int = 255,
         on_dead: OnDead = HOLD,
         read_only: bool = False,
+        fence: Fence | None = None,
     ) -> None:
         self.engine, self.address, self.macs, self._read_only = engine, address, tuple(macs), read_only
         self.initiator = Initiator(
-            address, seed=engine.seed(), now=time.monotonic(), cap=cap, on_dead=on_dead, learn_paths=not macs
+            address,
+            seed=engine.seed(),
+            now=time.monotonic(),
+            cap=cap,
+            on_dead=on_dead,
+            learn_paths=not macs,
+            fence=fence,
         )
 
     # -- attach ------------------------------------------------------------------------------------------------------
@@ -128,6 +140,8 @@ class Device:
         engine.add(self.initiator)
         try:
             self._identify(configs, timeout)
+            if self.initiator.fence is not None:
+                self._claim(self.initiator.fence, configs[0][1], timeout)
         except BaseException:
             engine.remove(self.initiator)
             raise
@@ -173,6 +187,45 @@ class Device:
                 f"two different disks answer for {self.address}: one by {ours}, another by "
                 f"{', '.join(map(str, strangers))}; give one of them another shelf or slot, or say which by mac=",
             )
+
+    def _claim(self, fence: Fence, config: Config, timeout: float) -> None:
+        """Become the owner, and return once nothing of a former one can land. Raises DeviceError if it is another host's."""
+        if not self.can_write:
+            self._share(fence, Record.parse(config.string))
+            return
+        self._change_fence(fence.begin)
+        patience = timeout + FENCE_GRACE + HANDOVER
+        self.engine.wait(lambda: fence.decided, time.monotonic() + patience)
+        if fence.phase is Phase.REFUSED:
+            raise DeviceError(errno.EBUSY, self._taken(fence))
+        if not fence.decided:
+            self._release(fence, time.monotonic() + _RELEASE)
+            raise DeviceError(
+                errno.ETIMEDOUT,
+                f"{self.address} could not be made this host's own (fence={fence.mode}) in {patience:g} s",
+            )
+
+    def _share(self, fence: Fence, seen: Record | None) -> None:
+        """Who only reads owns nothing. But while another host writes, what is read here may be out of date at once."""
+        self.initiator.fence = None
+        if seen is None or seen.state is State.FREE or fence.host in (seen.owner, seen.source):
+            return
+        if fence.mode is not Fencing.WARN:
+            fence.above = seen
+            raise DeviceError(errno.EBUSY, self._taken(fence))
+        log.warning("%s is held by %s, and attached read-only here all the same (fence=warn)", self.address, seen)
+
+    def _taken(self, fence: Fence) -> str:
+        """The sentence for a LUN that must not be had."""
+        if fence.above is not None:
+            return (
+                f"{self.address} is held by {fence.above}: detach it there first, or, if that host is dead, "
+                f"`aoe-nbd takeover {self.address}`"
+            )
+        remedy = (
+            "give fence=warn" if "reservations" in fence.why else f"`aoe-nbd config fset {self.address} ''` clears it"
+        )
+        return f"{self.address} cannot be guarded by fence={fence.mode}: {fence.why}: {remedy}"
 
     def _refusals(self) -> str:
         with self.engine.locked():
@@ -385,6 +438,57 @@ class Device:
             return f"{initiator.ghosts} copies of writes may still land"
         return f"{initiator.waiting} requests wait or are under way"
 
+    # -- ownership ---------------------------------------------------------------------------------------------------
+
+    def _change_fence(self, change: Callable[[float], object]) -> None:
+        initiator = self.initiator
+        self.engine.change(initiator, lambda now: initiator.change_fence(lambda _: change(now), now))
+
+    def leave(self, timeout: float) -> None:
+        """Let no more requests out, return once nothing can land, and give up the ownership, if there is one.
+
+        What another host has taken over is left at once. Raises DeviceError after `timeout` s.
+        """
+        deadline = time.monotonic() + timeout
+        fence = self.initiator.fence
+        if fence is not None and fence.phase in (Phase.YIELDED, Phase.LOST, Phase.LEFT):
+            return
+        self.quiesce(timeout)
+        if fence is not None and not self._release(fence, deadline):
+            raise DeviceError(
+                errno.ETIMEDOUT, f"the target does not answer: {self.address} stays recorded as this host's"
+            )
+
+    def _release(self, fence: Fence, deadline: float) -> bool:
+        self._change_fence(fence.release)
+        self.engine.wait(lambda: fence.phase is not Phase.LEAVING, deadline)
+        return fence.phase is not Phase.LEAVING
+
+    def take_over(self, timeout: float) -> None:
+        """Take it back from a host that has it, and has not written yet. Returns once requests go on. Raises DeviceError."""
+        fence, problem = self.initiator.fence, ""
+        if fence is None:
+            raise DeviceError(
+                errno.EINVAL, f"{self.address} is attached with fence=off: there is no owner to take it from"
+            )
+
+        def take(now: float) -> None:
+            nonlocal problem
+            problem = fence.take_over(now)
+
+        self._change_fence(take)
+        if problem:
+            raise DeviceError(errno.EBUSY, f"{self.address} cannot be taken over: {problem}; detach it here first")
+        self.engine.wait(
+            lambda: fence.closes_at > time.monotonic() or fence.phase is not Phase.HOLDING, time.monotonic() + timeout
+        )
+        if fence.phase is not Phase.HOLDING:
+            raise DeviceError(errno.EBUSY, f"{self.address} was taken by another host meanwhile: {fence.above}")
+        if fence.closes_at <= time.monotonic():
+            raise DeviceError(
+                errno.ETIMEDOUT, f"{self.address} has not been taken over yet: the target does not answer"
+            )
+
     def resume(self) -> bool:
         """Carry out what was parked. False if nothing was quiesced."""
         initiator = self.initiator
@@ -398,5 +502,5 @@ class Device:
 
     def log_event(self, event: Event) -> None:
         """Say what has happened to the LUN."""
-        serious = event.what in ("dead", "path-out", "path-down", "path-stranger", "refused")
+        serious = event.what in _SERIOUS
         log.log(logging.WARNING if serious else logging.INFO, "%s", event.text)

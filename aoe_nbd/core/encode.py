@@ -18,6 +18,7 @@ from ..wire.frames import (
     HEADER,
     TRIM_FEATURE,
     Config,
+    Reserve,
     Taskfile,
     build_request,
     build_trim,
@@ -62,9 +63,11 @@ def _head(address: Address) -> bytes:
 def _question(initiator: Initiator, run: Run, index: int) -> bytes:
     """The whole frame of a command that is not about a range of sectors."""
     request, path = run.request, run.path
-    arg: Config | Taskfile
+    arg: Config | Reserve | Taskfile
     data = b""
-    if request.kind is Kind.QUERY:
+    if request.arg is not None:
+        arg = request.arg
+    elif request.kind is Kind.QUERY:
         arg = Config()
     elif request.kind is Kind.TRIM:
         arg = taskfile(Ata.DATA_SET_MANAGEMENT, count=1, feature=TRIM_FEATURE)

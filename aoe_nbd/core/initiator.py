@@ -10,7 +10,7 @@
 
 Rules that keep data safe, and where they are: a tag per copy (`copies`); one write at a time for an LBA, and ghosts
 (`lock`, `_finish`); what a reply must match (`receive`); no write to a disk that has not shown the pinned identity
-(`_identified`); an answer is final (`reply`).
+(`_identified`); an answer is final (`reply`); nothing to a disk that another host may own (`fence`, `_heed_fence`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import errno
 import heapq
 import random
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from ..wire.address import Address
 from ..wire.codes import ERROR, ETHERTYPE, FAILED, RESPONSE, SECTOR, AoeError, Ata, Command
-from ..wire.frames import ATA_DTYPE, ATA_SIZE, HEADER, HEADER_SIZE, Config, FrameError
+from ..wire.frames import ATA_DTYPE, ATA_SIZE, HEADER, HEADER_SIZE, Config, FrameError, Reserve
 from ..wire.identify import SIZE as IDENTIFY_SIZE
 from ..wire.identify import Identify
 from .constants import (
@@ -42,6 +42,7 @@ from .constants import (
     STRIKES_OUT,
 )
 from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies, Run
+from .fence import NEVER, Fence, Phase
 from .flight import FOREVER, Class, Flight
 from .lock import IntervalLock, Range
 from .path import Path, PathState
@@ -52,6 +53,10 @@ from .request import CHANGES, RANGED, Kind, Request
 # What an older process's last writes must not come between: writing, and reading in order to write.
 _AFTER_QUARANTINE = CHANGES | {Kind.LOCK}
 _SIZE_PROBES = {Kind.PROBE_REPLY: Kind.READ, Kind.PROBE_REQUEST: Kind.WRITE}
+_OWNERSHIP = {Kind.SET, Kind.RESERVE}
+_COMMAND = [Command.ATA] * len(Kind)
+_COMMAND[Kind.QUERY] = _COMMAND[Kind.SET] = Command.CONFIG
+_COMMAND[Kind.RESERVE] = Command.RESERVE
 
 
 class Event(NamedTuple):
@@ -91,8 +96,10 @@ class Initiator:
         on_dead: OnDead = HOLD,
         quarantine: float = QUARANTINE,
         learn_paths: bool = False,
+        fence: Fence | None = None,
     ) -> None:
         self.address = address
+        self.fence = fence
         self.cap, self.on_dead, self.quarantine = cap, on_dead, quarantine
         self.learn_paths = learn_paths  # whether an unasked announcement from a new MAC makes it a candidate
         self.identify: Identify | None = None
@@ -118,9 +125,11 @@ class Initiator:
         self._timer = FOREVER  # a time at or before the one at which `tick` has something to do, and
         self._timer_stale = True  # whether that must be found out anew
         # Another process of this host may have died with writes on the wire: none of ours before those are gone.
-        self._writes_from = now + quarantine
+        self._quarantined_until = now + quarantine
+        self._writes_from = self._quarantined_until if fence is None else FOREVER  # or when the LUN has become ours
         self._early: list[Request] = []  # writes that wait for that
         self._parked: list[Request] | None = None  # while quiesced: what came since
+        self._lost = ""  # why every request fails: the LUN is another host's
         self._locks = 0  # LOCKs held
         self._alive = now  # when any path last answered
         self._dead = False
@@ -172,7 +181,7 @@ class Initiator:
     @property
     def writes_from(self) -> float:
         """When an older process's writes have landed or vanished, and the first of ours may go."""
-        return self._writes_from
+        return self._quarantined_until
 
     def outstanding(self) -> int:
         """Copies under way by all paths. A question to a path that is not up does not count: perhaps nobody is there."""
@@ -197,6 +206,8 @@ class Initiator:
         """`path` carries nothing for now: what is under way there goes elsewhere, or waits."""
         was_up = path.up
         self._timer_stale = True
+        if self.fence is not None:
+            self.fence.path_gone(path)
         path.state = state
         path.next_probe, path.probe_interval = now + PROBE_OUT_FIRST, PROBE_OUT_FIRST
         if state is PathState.STRANGER:
@@ -215,6 +226,8 @@ class Initiator:
             return
         path.state = PathState.UP
         self._timer_stale = True
+        if self.fence is not None:
+            self.fence.path_up(path, now)
         path.next_probe = now + KEEPALIVE
         path.sizes.restart(now)
         path.strikes = 0
@@ -241,7 +254,10 @@ class Initiator:
     def submit(self, request: Request, now: float) -> None:
         """Take a request. Ranged ones wait here for those before them that overlap."""
         request.submitted = now
-        if self._parked is not None and request.under is None:  # what a LOCK has begun is ended
+        if self._parked is not None and (self._lost or request.under is None):  # what a LOCK has begun is ended
+            if self._lost:
+                self._fail(request, errno.EPERM, self._lost, now)
+                return
             self.counters["held_quiesced"] += 1
             self._parked.append(request)
             return
@@ -281,6 +297,8 @@ class Initiator:
             self.counters["held_quarantine"] += 1
             self._timer_stale = True
             self._early.append(request)
+            if self.fence is not None:
+                self.fence.want_write(now)
         elif request.kind is Kind.LOCK:
             self._locks += 1
             self._complete(request)
@@ -297,6 +315,8 @@ class Initiator:
 
     def resume(self, now: float) -> None:
         """Carry out what was parked, in the order in which it came."""
+        if self._lost:
+            return
         parked, self._parked = self._parked, None
         if parked is not None:
             self._tell("resumed", f"{self.address} takes requests again ({len(parked)} were waiting)")
@@ -306,12 +326,51 @@ class Initiator:
     @property
     def quiesced(self) -> bool:
         """Whether new requests are parked."""
-        return self._parked is not None
+        return self._parked is not None and not self._lost
 
     def quiet(self, now: float) -> bool:
         """Whether it is quiesced and no copy of any write of this host, not even of an older process, can still land."""
         idle = not self._pending and not self._locks
-        return self.quiesced and idle and not self._ghosts and now >= self._writes_from
+        return self.quiesced and idle and not self._ghosts and now >= self._quarantined_until
+
+    # -- a second host -----------------------------------------------------------------------------------------------
+
+    def change_fence(self, change: Callable[[Fence], object], now: float) -> None:
+        """Have something changed about who owns the LUN (`Fence.begin`, `release`, `take_over`), and heed what follows."""
+        if self.fence is not None:
+            change(self.fence)
+            self._heed_fence(now)
+
+    def _heed_fence(self, now: float) -> None:
+        """After anything has happened to the fence: let writes go that it held back, or fail all if the LUN is lost."""
+        fence = self.fence
+        assert fence is not None
+        self._timer_stale = True
+        for what, text in fence.events:
+            self._tell(what, f"{self.address}: {text}")
+        fence.events.clear()
+        if self._writes_from == FOREVER and fence.may_write:
+            self._writes_from = self._quarantined_until
+        if self._early and fence.record is not None:
+            fence.want_write(now)  # which it may have been too early for, when they came
+        if fence.phase is Phase.LOST and not self._lost:
+            self._lost = f"{self.address} belongs to another host: {fence.why}"
+            self.abandon(errno.EPERM, self._lost, now)
+            self._parked = self._parked or []
+
+    def _ask_fence(self, now: float) -> None:
+        """Put the questions that are due about who owns the LUN."""
+        fence = self.fence
+        assert fence is not None
+        was_open = now < fence.closes_at
+        for path, arg in fence.due(now, [path.local for path in self.paths]):
+            kind = Kind.RESERVE if isinstance(arg, Reserve) else Kind.SET if arg.ccmd else Kind.QUERY
+            request = Request(kind, path=path)  # type: ignore[arg-type]
+            request.arg = arg
+            self._control.append(request)
+        if not was_open and self._pending:
+            self.counters["held_fenced"] += 1
+        self._heed_fence(now)
 
     def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:
         """Have a question put to `path`: who it is, its configuration, or whether frames of `count` sectors get through."""
@@ -330,6 +389,8 @@ class Initiator:
         if not self._again and not self._ready:
             self._window_full = False
             return runs
+        if self.fence is not None and now >= self.fence.closes_at:
+            return runs  # what waits, waits
         carriers: list[Path] = []
         for path in self.paths:
             if path.hold_until and path.hold_until <= now:
@@ -371,7 +432,11 @@ class Initiator:
         for request in self._control:
             path = request.path
             assert path is not None
-            if request.done or path.state is PathState.DOWN or (request.kind in _SIZE_PROBES and not path.up):
+            if request.done or path.state is PathState.DOWN:
+                continue
+            if request.kind in _SIZE_PROBES and (
+                not path.up or (self.fence is not None and now >= self.fence.closes_at)
+            ):
                 continue
             if path.outstanding >= path.buffers or (path.up and self.outstanding() >= self._buffers()):
                 waiting.append(request)
@@ -509,19 +574,19 @@ class Initiator:
                 return self._drop("path")
         elif not path.believed:
             return self._drop("stranger")
-        if command != (Command.CONFIG if kind is Kind.QUERY else Command.ATA):
+        if command != _COMMAND[kind]:
             return self._drop("command")
         offset, length = run.part(seq)
         if flags & ERROR:
             self._answered(seq, run, path, now)
             return self._refused(request, path, offset, length, error, now)
-        if request.kind is Kind.QUERY:
+        if command != Command.ATA:
             try:
-                config = Config.parse(frame)
+                answer = Reserve.parse(frame) if command == Command.RESERVE else Config.parse(frame)
             except FrameError as problem:
                 return self._drop(problem.reason)
             self._answered(seq, run, path, now)
-            return self._configured(request, path, config, now)
+            return self._configured(request, path, answer, run.sent, now)
         if size < ATA_SIZE:
             return self._drop("short")
         register, status = frame[_REGISTER], frame[_STATUS]
@@ -639,6 +704,20 @@ class Initiator:
 
     def _refused(self, request: Request, path: Path, offset: int, length: int, code: int, now: float) -> None:
         self.counters[f"aoe_error_{code}"] += 1
+        fence = self.fence
+        if fence is not None and request.path is None and code == AoeError.TARGET_RESERVED and fence.refused(now):
+            self._heed_fence(now)
+            if (
+                not request.done and not self._lost
+            ):  # it was not carried out: it waits until it is known whose the LUN is
+                self._requeue(request, offset, length, now)
+            return
+        if request.kind in _OWNERSHIP:
+            request.done = True
+            if fence is not None and request.kind is Kind.RESERVE:
+                fence.reserved(path, None, now)
+                self._heed_fence(now)
+            return
         if (
             code == AoeError.BAD_ARGUMENT
             and request.kind <= Kind.WRITE
@@ -677,15 +756,25 @@ class Initiator:
         path.configured(config, now)
         if path.state is not PathState.DOWN:
             if path.state in (PathState.UP, PathState.OUT):
+                if self.fence is not None:
+                    self.fence.path_gone(path)
                 path.state = PathState.NEW  # perhaps with another disk: look before the next request goes there
             path.next_probe, path.probe_interval = now, PROBE_OUT_FIRST
         return None
 
-    def _configured(self, request: Request, path: Path, config: Config, now: float) -> None:
-        path.configured(config, now)
+    def _configured(self, request: Request, path: Path, answer: Config | Reserve, sent: float, now: float) -> None:
+        """A question that is none of the disk's was answered; `sent` is when that copy of it went out."""
         self._timer_stale = True
         request.left = 0
         self._finish(request, now)
+        if isinstance(answer, Config):
+            path.configured(answer, now)
+        if self.fence is not None:
+            if isinstance(answer, Reserve):
+                self.fence.reserved(path, answer.macs, now)
+            elif request.kind is Kind.QUERY:
+                self.fence.read(path, answer.string, sent, now)
+            self._heed_fence(now)
 
     def _identified(self, path: Path, data: bytes, now: float) -> None:
         """A path's IDENTIFY has come: pin the first, compare all others, notice growth, refuse shrinkage."""
@@ -873,7 +962,9 @@ class Initiator:
         return self._timer
 
     def _next_due(self) -> float:
-        at = FOREVER
+        at, shut = FOREVER, False
+        if self.fence is not None:
+            at, shut = self.fence.timer(), self.fence.closes_at == NEVER
         for path in self.paths:
             for flight in path.flights.values():
                 if flight.count:
@@ -883,9 +974,14 @@ class Initiator:
             at = min(at, path.next_probe)
             if path.up:
                 at = min(at, path.sizes.next_probe)
-            if path.hold_until and path.up and (self._ready or self._again):
+            if path.hold_until and path.up and (self._ready or self._again) and not shut:
                 at = min(at, path.hold_until)
-        if self._again and not self._window_full and any(path.up and not path.hold_until for path in self.paths):
+        if (
+            self._again
+            and not shut
+            and not self._window_full
+            and any(path.up and not path.hold_until for path in self.paths)
+        ):
             at = min(at, self._again[0][0])
         if self._ghost_ends:
             at = min(at, self._ghost_ends[0][0])
@@ -903,6 +999,8 @@ class Initiator:
                 if flight.count:
                     self._check(path, flight, now)
             self._look_after(path, now)
+        if self.fence is not None and now >= self.fence.timer():
+            self._ask_fence(now)
         while self._ghost_ends and self._ghost_ends[0][0] <= now:
             seq = heapq.heappop(self._ghost_ends)[1]
             if seq in self._ghosts:

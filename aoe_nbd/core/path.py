@@ -24,6 +24,8 @@ CLASS_OF = {
     Kind.QUERY: Class.CONTROL,
     Kind.PROBE_REPLY: Class.PROBE,
     Kind.PROBE_REQUEST: Class.PROBE,
+    Kind.SET: Class.CONTROL,
+    Kind.RESERVE: Class.CONTROL,
 }
 
 

@@ -12,6 +12,7 @@ from ..wire.codes import SECTOR
 from .lock import Range
 
 if TYPE_CHECKING:
+    from ..wire.frames import Config, Reserve
     from .path import Path
 
 
@@ -27,7 +28,9 @@ class Kind(enum.IntEnum):
     QUERY = 6  # Query Config, to one path
     PROBE_REPLY = 7  # READ of `count` sectors, to one path, to see whether so large a reply gets through
     PROBE_REQUEST = 8  # IDENTIFY padded by `count` sectors: the same for a request
-    LOCK = 9  # sends nothing: holds its range exclusively, for a read-modify-write
+    SET = 9  # of the config string, to one path
+    RESERVE = 10  # Reserve/Release, to one path
+    LOCK = 11  # sends nothing: holds its range exclusively, for a read-modify-write
 
 
 RANGED = frozenset((Kind.READ, Kind.WRITE, Kind.TRIM, Kind.LOCK))
@@ -45,6 +48,7 @@ class Request:
     range: Range | None = None
     under: Request | None = None  # the LOCK request whose range it works in
     path: Path | None = None  # if it must go by this path
+    arg: Config | Reserve | None = None  # of QUERY, SET and RESERVE
     unsent = 0  # first unit that no copy was sent of
     resent: tuple[int, ...] = ()  # seqs of copies that were not the only ones of their sectors
     losses: Mapping[int, int] = MappingProxyType({})  # offset -> how often a copy from there was lost

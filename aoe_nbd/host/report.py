@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..core.fence import Phase
 from ..core.flight import Flight
+from ..core.initiator import Initiator
 from ..core.path import Path, PathState
 from ..core.request import Kind
 from ..device import Device, durability
@@ -65,6 +67,7 @@ def of_device(device: Device, now: float) -> dict[str, Any]:
         "state": "dead" if initiator.dead else "up" if initiator.up else "away",
         "quiesced": initiator.quiesced,
         "quiet": initiator.quiet(now),
+        "fence": of_fence(initiator),
         "identity": {
             "model": identify.model,
             "serial": identify.serial,
@@ -93,6 +96,27 @@ def of_device(device: Device, now: float) -> dict[str, Any]:
         },
         "paths": [of_path(path, now) for path in initiator.paths],
         "counters": dict(initiator.counters),
+    }
+
+
+def of_fence(initiator: Initiator) -> dict[str, Any]:
+    """Who owns the LUN, as far as it is guarded. `record` is ours, `above` the one that overrides it."""
+    fence = initiator.fence
+    if fence is None:
+        return {"mode": "off", "state": "off"}
+    record, above = fence.record, fence.above
+    return {
+        "mode": str(fence.mode),
+        "state": str(record.state if record is not None and fence.phase is Phase.HOLDING else fence.phase),
+        "reserves": fence.enforcing,
+        "open": fence.closes_at > time.monotonic(),
+        "host": fence.host,
+        "tag": fence.tag,
+        "epoch": 0 if record is None else record.epoch,
+        "owner": fence.host if above is None else above.owner,
+        "above": "" if above is None else str(above),
+        "why": fence.why,
+        "refused": initiator.counters["aoe_error_6"],
     }
 
 

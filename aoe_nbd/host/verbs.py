@@ -4,6 +4,8 @@
 status                  what it is and how it does (see `report`)
 quiesce  timeout=30     park new requests, and answer once no copy of any write of this host can still land
 resume                  carry out what was parked
+leave    timeout=30     quiesce for good, and give up the ownership, if there is one (see `core.fence`)
+takeover timeout=30     take a LUN back that another host has taken over, and has not written to
 drain    timeout=30     take no more from the NBD clients there are, and answer once they are gone with all their answers
 wait     since=n        answer once something has happened (see `control.Feed`): growth, death, revival of the target, …
 
@@ -55,6 +57,8 @@ class Verbs:
                 "status": self.status,
                 "quiesce": self.quiesce,
                 "resume": self.resume,
+                "leave": self.leave,
+                "takeover": self.takeover,
                 "drain": self.drain,
                 "wait": lambda question: self.bridge.feed.wait(question, server.closing),
             },
@@ -77,6 +81,26 @@ class Verbs:
                 if not device.initiator.quiesced:
                     self._remember(device, False)
         return {"took": time.monotonic() - began}
+
+    def leave(self, question: Question) -> Answer:
+        limit = time.monotonic() + seconds(question, _PATIENCE)
+        for device in self._luns(question):
+            self._remember(device, True)
+            try:
+                device.leave(max(0.0, limit - time.monotonic()))
+            finally:
+                if not device.initiator.quiesced:
+                    self._remember(device, False)
+        return {}
+
+    def takeover(self, question: Question) -> Answer:
+        began, limit = time.monotonic(), seconds(question, _PATIENCE)
+        for device in self._luns(question):
+            device.take_over(max(0.0, began + limit - time.monotonic()))
+        return {
+            "took": time.monotonic() - began,
+            "luns": [report.of_fence(each.initiator) for each in self._luns(question)],
+        }
 
     def resume(self, question: Question) -> Answer:
         resumed = 0

@@ -131,7 +131,7 @@ def test_a_quiesced_disk_stays_so_when_asked_again_in_vain() -> None:
     lan, device = attached()
     asked = verbs(lan, device)
     quiesce(lan, asked)
-    lan.initiator._writes_from = lan.now + 1000  # as if it were not quiet
+    lan.initiator._quarantined_until = lan.now + 1000  # as if it were not quiet
     with pytest.raises(DeviceError, match="an older process's writes may still land; still quiesced, as before"):
         quiesce(lan, asked, timeout=5)
     assert device.initiator.quiesced
