@@ -28,7 +28,6 @@ from .xenstore import Store
 
 SYS = Path("/sys")
 GONE = 10.0  # s for the kernel's backend to let go of the device, once libxl has told it to
-RELEASED = 5.0  # s for whoever looks at a disk that has just been released, such as udev
 _LOOK = 0.05  # s between looks for that
 _LISTS = {"interface": "interface", "netif": "interface", "mac": "mac"}  # parameters that add up, where others replace
 
@@ -215,9 +214,9 @@ class Hotplug:
     def _release(self, address: Address, vbd: Vbd) -> None:
         """Drop a holder, once the kernel has closed the device for it."""
         backend = SYS / "bus/xen-backend/devices" / vbd.backend
-        _until(lambda: not backend.exists(), GONE)
-        if list(state.Folder(address).holders()) == [vbd.holder]:
-            _until(lambda: not _users(address), RELEASED)
+        limit = time.monotonic() + GONE
+        while backend.exists() and time.monotonic() < limit:
+            time.sleep(_LOOK)
         self.detach(address, vbd.holder)
 
     # -- sharing -----------------------------------------------------------------------------------------------------
@@ -266,7 +265,7 @@ class Hotplug:
 
 
 def _users(address: Address) -> list[str]:
-    return [user for index in disks.holding(str(address)) for user in holders.users(f"nbd{index}")]
+    return [user for index in disks.holding(str(address)) for user in holders.lasting(f"nbd{index}")]
 
 
 def parsed(pairs: state.Pairs) -> Options:
@@ -275,13 +274,6 @@ def parsed(pairs: state.Pairs) -> Options:
     for key, value in pairs:
         options.set(key, value)
     return options
-
-
-def _until(done: Callable[[], bool], seconds: float) -> None:
-    """Wait for it, but not longer."""
-    limit = time.monotonic() + seconds
-    while not done() and time.monotonic() < limit:
-        time.sleep(_LOOK)
 
 
 # -- what is known of guests -------------------------------------------------------------------------------------------
