@@ -175,6 +175,8 @@ def _agree(folder: Folder, given: Pairs, status: dict[str, Any]) -> None:
     """Raise Failure if the disk is attached in another way than is wanted now."""
     from ..host.state import pair
 
+    if status.get("fenced"):
+        raise Failure(f"{folder.address} is attached as {status['device']}, but {status['problem']}")
     wanted = _parsed(folder, _options(folder, given))
     there = _parsed(folder, [pair(text) for text in status["options"]])
     if wanted.readonly != there.readonly:

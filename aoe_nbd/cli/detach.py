@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Give a disk back: what one attach has made. The last one for it flushes the device, disconnects it and leaves nothing.
+"""Give a disk back: what one attach has made. The last one for it flushes the device, waits until no copy of any write can
+still land (as quiesce does), gives up the ownership of a disk that is guarded, disconnects the device and leaves nothing.
 
 A device that is in use is not detached, and who uses it is said. --force is for a target that does not come back: whatever
 has not been written is lost, and whoever uses the device gets I/O errors.
@@ -78,7 +79,7 @@ def _without(address: Address, holders: dict[str, int], holder: str | None) -> d
 
 def _end(folder: Folder, force: bool) -> None:
     """Detach it for good, with its supervisor's help or without."""
-    from ..host import control, disks, holders, service
+    from ..host import control, disks, holders, parting, service
 
     address = folder.address
     devices = disks.holding(str(address))
@@ -90,11 +91,9 @@ def _end(folder: Folder, force: bool) -> None:
                 raise Failure(
                     f"{address} is in use: {holders.sentence(users)}; end that first (--force would make it fail)"
                 )
-            if not disks.flush(index):
-                raise Failure(
-                    f"/dev/nbd{index} could not be flushed: its target may be dead, see `aoe-nbd status {address}`; "
-                    f"wait for it, or give up what is not written by --force"
-                )
+            why = parting.obstacle(folder, index)
+            if why:
+                raise Failure(f"{why}; or give up what is not written by --force")
     if folder.running() is not None:
         try:
             client = control.Client(folder.supervisor, f"supervisor of {address}")

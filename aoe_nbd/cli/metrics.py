@@ -155,6 +155,16 @@ def _of_lun(families: _Families, bridge: Mapping[str, Any], lun: Mapping[str, An
     )
     families.gauge("silent_seconds", "Since the target, which is away, was last heard", *this, lun["silent_s"])
     families.gauge("quiesced", "Whether new requests are parked", *this, lun["quiesced"])
+    fence = lun.get("fence") or {"mode": "off", "state": "off"}
+    families.gauge(
+        "fence_info",
+        "How it is guarded against other hosts, and who owns it",
+        ("address", "mode", "state", "owner", "tag"),
+        (address, fence["mode"], fence["state"], fence.get("owner", ""), fence.get("tag", "")),
+        1,
+    )
+    families.gauge("fence_epoch", "Number of our record of its owner", *this, fence.get("epoch", 0))
+    families.gauge("fenced", "Whether another host has taken it over", *this, fence["state"] in ("yielded", "lost"))
     families.gauge("read_only", "Whether it cannot be written", *this, lun["read_only"])
     families.gauge("size_bytes", "Capacity", *this, lun["size_bytes"])
     families.gauge("requests_waiting", "Clients' requests that are not done", *this, lun["waiting"])

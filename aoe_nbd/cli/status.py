@@ -117,9 +117,28 @@ def state_of(lun: Mapping[str, Any]) -> str:
     words = [lun["state"]]
     if lun["quiesced"]:
         words.append("quiet" if lun["quiet"] else "quiesced")
+    if fenced(lun):
+        words.append(lun["fence"]["state"])
     if lun["state"] != "up":
         words.append(f"for {duration(lun['silent_s'])}")
     return " ".join(words)
+
+
+def fenced(lun: Mapping[str, Any]) -> bool:
+    """Whether another host has taken it over."""
+    return (lun.get("fence") or {}).get("state") in ("yielded", "lost")
+
+
+def _owner(fence: Mapping[str, Any]) -> str:
+    """Who owns a LUN that is guarded, in a sentence."""
+    if fence["above"]:
+        return f"{fence['above']}; here ({fence['host']}) it is {fence['state']}"
+    guard = "recorded and reserved" if fence["reserves"] else "recorded"
+    tag = "" if fence["tag"] == "-" else f", tag {fence['tag']}"
+    if fence["state"] in ("held", "moving"):
+        return f"this host, {fence['host']} (epoch {fence['epoch']}, {fence['state']}{tag}), {guard}"
+    why = f": {fence['why']}" if fence["why"] else ""
+    return f"{fence['state']}{why}"
 
 
 def meaning(counter: str) -> str:
@@ -190,7 +209,10 @@ def _facts(bridge: Mapping[str, Any], lun: Mapping[str, Any]) -> Iterator[tuple[
     yield "disk", show.text(f"{identity['model']} {identity['firmware']}, serial {identity['serial']}{wwn}")
     yield "durability", lun["durability"]
     yield "offers", ", ".join(name for name, offered in lun["offers"].items() if offered) or "reading and writing only"
-    yield "policy", f"on-dead={lun['on_dead']}"
+    fence = lun.get("fence") or {"mode": "off"}
+    yield "policy", f"on-dead={lun['on_dead']}, fence={fence['mode']}"
+    if fence["mode"] != "off":
+        yield "owner", _owner(fence)
     clients = f"{bridge['clients']} NBD client{'s' * (bridge['clients'] != 1)}"
     locked = ", memory protected" if bridge["memory_protected"] else ""
     up = duration(bridge["uptime_s"])

@@ -362,14 +362,11 @@ class Initiator:
         """Put the questions that are due about who owns the LUN."""
         fence = self.fence
         assert fence is not None
-        was_open = now < fence.closes_at
         for path, arg in fence.due(now, [path.local for path in self.paths]):
             kind = Kind.RESERVE if isinstance(arg, Reserve) else Kind.SET if arg.ccmd else Kind.QUERY
             request = Request(kind, path=path)  # type: ignore[arg-type]
             request.arg = arg
             self._control.append(request)
-        if not was_open and self._pending:
-            self.counters["held_fenced"] += 1
         self._heed_fence(now)
 
     def _ask(self, path: Path, kind: Kind, count: int = 0) -> None:

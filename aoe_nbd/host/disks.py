@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..wire.codes import SECTOR
 
 SYS = Path("/sys")
+_LOOK = 0.5  # s between looks whether a flush is in vain
 
 
 def holding(backend: str, sys: Path = SYS) -> list[int]:
@@ -38,14 +41,19 @@ def read_only(index: int, sys: Path = SYS) -> bool:
         return False
 
 
-def flush(index: int, patience: float = 30.0) -> bool:
+def flush(index: int, patience: float = 30.0, in_vain: Callable[[], bool] = lambda: False) -> bool:
     """Have what is dirty written and the target's cache flushed; whether that was done within `patience` s.
+
+    It is given up as soon as it is known to be `in_vain`.
 
     By a process of its own: one that waits for a dead target cannot be ended by anybody, and is left to its fate.
     """
     process = subprocess.Popen(["sync", f"/dev/nbd{index}"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        return process.wait(patience) == 0
-    except subprocess.TimeoutExpired:
-        process.returncode = 0  # or its end would be waited for
-        return False
+    limit = time.monotonic() + patience
+    while time.monotonic() < limit:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(_LOOK, patience)) == 0
+        if in_vain():
+            break
+    process.returncode = 0  # or its end would be waited for
+    return False

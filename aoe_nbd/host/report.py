@@ -116,7 +116,6 @@ def of_fence(initiator: Initiator) -> dict[str, Any]:
         "owner": fence.host if above is None else above.owner,
         "above": "" if above is None else str(above),
         "why": fence.why,
-        "refused": initiator.counters["aoe_error_6"],
     }
 
 

@@ -27,7 +27,22 @@ from types import FrameType
 from typing import Any
 
 from ..options import Options
-from . import child, claim, command, control, disks, handshake, holders, names, nbd, queue, service, state, sysfsview
+from . import (
+    child,
+    claim,
+    command,
+    control,
+    disks,
+    handshake,
+    holders,
+    names,
+    nbd,
+    parting,
+    queue,
+    service,
+    state,
+    sysfsview,
+)
 
 log = logging.getLogger("aoe_nbd")
 
@@ -86,6 +101,7 @@ class Supervisor:
         self.child: child.Child | None = None
         self.linked = False  # the device has a living socket
         self.held = False  # the target is silent, and its requests are to wait
+        self.fenced = ""  # "yielded" or "lost": another host has taken it over
         self._loose = False  # the kernel has been given a timeout
         self._failures, self._started = 0, 0.0
         self._problem = ""
@@ -119,6 +135,7 @@ class Supervisor:
         except Ending:
             self._stop()
         except SupervisorError:
+            self._leave_alone()
             self._let_go()
             raise
         finally:
@@ -329,6 +346,7 @@ class Supervisor:
             return
         if self.state.index not in disks.holding(str(self.address)):
             log.warning("%s: somebody has disconnected /dev/nbd%d: ending", self.address, self.state.index)
+            self._leave_alone()
             self._clean(disconnect=False)
             return
         try:
@@ -344,11 +362,18 @@ class Supervisor:
         self.held = lun.get("state") != "up" and lun.get("on_dead") == "hold"
         if not self.linked:
             return
-        self._fail("")
+        self.fenced = fence if (fence := str((lun.get("fence") or {}).get("state"))) in ("yielded", "lost") else ""
+        self._fail(self._whose(lun) if self.fenced else "")
         if self.held != self._loose:
             self._reconfigure(timeout=queue.TIMEOUT if self.held else 0)
-        if lun.get("size_bytes", 0) > self.state.size and not self.held:
+        if lun.get("size_bytes", 0) > self.state.size and not self.held and not self.fenced:
             self._drain()  # and the next link has the new size
+
+    @staticmethod
+    def _whose(lun: Mapping[str, Any]) -> str:
+        fence = lun["fence"]
+        then = "requests wait" if fence["state"] == "yielded" else "requests fail: detach it here"
+        return f"taken over by {fence['above'] or 'another host'}; {then}"
 
     def _show(self, how: Callable[[Path], object]) -> None:
         try:
@@ -530,6 +555,7 @@ class Supervisor:
         """Told to end by a signal: the device is given back if nobody uses it, and else waits for the next supervisor."""
         self._stopping, self._closing = False, True
         if self.state is None:
+            self._leave_alone()
             self._clean()
             return
         users = self._users()
@@ -539,13 +565,24 @@ class Supervisor:
             why = f"is in use ({holders.sentence(users)})"
         elif not self.linked or self.held:
             why = "cannot be flushed just now"  # and who tried would hang
-        elif not disks.flush(self.state.index):
-            why = "could not be flushed"
         else:
-            self._clean()
-            return
+            why = self._give_back()
+            if not why:
+                self._clean()
+                return
         log.warning("%s: /dev/nbd%d %s: it stays, and waits for the next start", self.address, self.state.index, why)
         self._leave()
+
+    def _give_back(self) -> str:
+        """Flush it, and have the bridge leave it alone. Returns why that cannot be."""
+        assert self.state is not None
+        why = parting.obstacle(self.folder, self.state.index)
+        if not why:
+            try:
+                parting.leave(self.folder)
+            except control.ControlError as error:
+                why = _sentence(error)
+        return f"cannot be given back ({why})" if why else ""
 
     def _outlast(self) -> list[str]:
         """While the host goes down, serve until nobody uses the device, and return who does after all.
@@ -580,6 +617,12 @@ class Supervisor:
         self._let_go()
         self.folder.remove()
 
+    def _leave_alone(self) -> None:
+        """Nobody can use the device: give up the ownership of the LUN, if there is a bridge that has it."""
+        if self.child is not None and not self.child.ended:
+            with contextlib.suppress(control.ControlError):
+                parting.leave(self.folder)
+
     def _let_go(self) -> None:
         """End the bridge, and remove the names: what the device was, it is not any more."""
         if self.child is not None:
@@ -601,6 +644,7 @@ class Supervisor:
             "bridge": None if bridge is None else bridge.pid,
             "state": "starting" if known is None else "held" if self.held else "up" if self.linked else "paused",
             "problem": self._problem,
+            "fenced": self.fenced,
             "index": None if known is None else known.index,
             "device": None if known is None else f"/dev/nbd{known.index}",
             "size_bytes": 0 if known is None else known.size,
@@ -639,6 +683,12 @@ class Supervisor:
             wish.done.set_exception(control.ControlError(errno.EBUSY, sentence))
             return
         answer = self.describe()
+        if not wish.force and self.child is not None and not self.child.ended:
+            try:
+                parting.leave(self.folder)
+            except control.ControlError as error:
+                wish.done.set_exception(error)
+                return
         self._clean(wish.force)
         wish.done.set_result(answer)
 

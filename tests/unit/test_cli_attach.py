@@ -24,6 +24,7 @@ class Supervisor:
 
     def __init__(self, host: Host, folder: Folder) -> None:
         self.host, self.folder, self.starts, self.state = host, folder, 1, "up"
+        self.problem = ""
         self.options = [f"{key}={value}" for key, value in attach._options(folder, folder.options() or [])]
         self._life = contextlib.ExitStack()
         self._life.enter_context(folder.supervising())
@@ -41,7 +42,8 @@ class Supervisor:
             "index": index,
             "options": self.options,
             "state": self.state,
-            "problem": "",
+            "problem": self.problem,
+            "fenced": self.problem and "lost",
             "starts": self.starts,
         }
 
@@ -98,7 +100,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(disks, "holding", lambda name: [host.devices[name]] if name in host.devices else [])
     monkeypatch.setattr(disks, "size_of", lambda index: 1 << 20)
     monkeypatch.setattr(disks, "read_only", lambda index: False)
-    monkeypatch.setattr(disks, "flush", lambda index: host.did.append("flush") or host.flushes)
+    monkeypatch.setattr(disks, "flush", lambda index, in_vain: host.did.append("flush") or host.flushes)
     monkeypatch.setattr(holders, "users", lambda disk: host.users)
     monkeypatch.setattr(attach, "_see", lambda status: None)
     monkeypatch.setattr(names, "remove", lambda address, index: host.did.append("no names"))
@@ -239,6 +241,14 @@ def test_not_flushed(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.flushes = False
     assert run("detach", "e1.0") == 1
     assert "/dev/nbd0 could not be flushed" in capsys.readouterr().err and host.devices == {"e1.0": 0}
+
+
+def test_what_another_host_has_taken_over_is_not_attached_again(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    run("attach", "e1.0")
+    host.supervisors["e1.0"].problem = "taken over by b (epoch 2, held); requests fail: detach it here"
+    assert run("attach", "e1.0") == 1
+    assert "e1.0 is attached as /dev/nbd0, but taken over by b (epoch 2, held)" in capsys.readouterr().err
+    assert held() == {"operator": 1}
 
 
 def test_not_served(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ class World:
         self.did: list[str] = []
         self.devices: dict[int, str] = {}  # index -> backend
         self.users: list[str] = []
-        self.flushes = True
+        self.flushes = self.leaves = True
         self.claimed: str | None = None
         self.watch = Watch()
         self.children: list[FakeChild] = []
@@ -104,6 +104,11 @@ class World:
         if verb == "drain":
             self.did.append("drain")
             self.lose_link()
+            return {}
+        if verb == "leave":
+            self.did.append("leave")
+            if not self.leaves:
+                raise ControlError(errno.ETIMEDOUT, "e1.0 is not quiet after 20 s")
             return {}
         if not self.children[-1].serving:
             raise ControlError(errno.ENOENT, "no bridge runs here")
@@ -185,7 +190,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     )
     monkeypatch.setattr(module.disks, "size_of", lambda index: SIZE)
     monkeypatch.setattr(module.disks, "read_only", lambda index: False)
-    monkeypatch.setattr(module.disks, "flush", lambda index: did.append("flush") or world.flushes)
+    monkeypatch.setattr(module.disks, "flush", lambda index, in_vain: did.append("flush") or world.flushes)
     monkeypatch.setattr(module.holders, "users", lambda disk: world.users)
     monkeypatch.setattr(module.service, "notify", lambda text: did.append(text.splitlines()[0]))
     for name, value in {"POLL": 0.015, "SETTLE": 0.0, "DRAIN": 5.0, "RETRY": 0.01, "DELAY_FIRST": 0.01}.items():
@@ -462,7 +467,7 @@ def detach(supervisor: Supervisor, force: bool = False) -> dict[str, Any]:
 
 def test_detach(world: World, attached: Supervisor) -> None:
     assert detach(attached)["device"] == "/dev/nbd4"
-    assert world.did == ["disconnect", "restore {'scheduler': 'x'}", "end bridge", "no names"]
+    assert world.did == ["leave", "disconnect", "restore {'scheduler': 'x'}", "end bridge", "no names"]
     assert attached._over and not world.folder.path.exists()
 
 
@@ -471,6 +476,13 @@ def test_detach_in_use(world: World, attached: Supervisor) -> None:
     with pytest.raises(ControlError, match=r"e1\.0 is in use: mounted on /srv"):
         detach(attached)
     assert world.did == [] and attached.linked and not attached._over
+
+
+def test_a_detach_that_may_leave_writes_behind_is_none(world: World, attached: Supervisor) -> None:
+    world.leaves = False
+    with pytest.raises(ControlError, match=r"e1\.0 is not quiet after 20 s"):
+        detach(attached)
+    assert world.did == ["leave"] and attached.linked and not attached._over
 
 
 def test_detach_by_force_does_not_wait_for_a_dead_target(world: World, attached: Supervisor) -> None:
@@ -498,7 +510,7 @@ def ended(world: World, supervisor: Supervisor) -> None:
 
 def test_told_to_end(world: World) -> None:
     ended(world, make(world))
-    assert world.did == ["flush", "disconnect", "restore {'scheduler': 'x'}", "end bridge", "no names"]
+    assert world.did == ["flush", "leave", "disconnect", "restore {'scheduler': 'x'}", "end bridge", "no names"]
     assert not world.folder.path.exists()
 
 
@@ -523,7 +535,7 @@ def test_a_host_that_goes_down_is_served_until_nobody_uses_the_disk(
     monkeypatch.setattr(module.holders, "users", users)
     monkeypatch.setattr(module.service, "going_down", lambda: True)
     ended(world, make(world))
-    assert world.did[:2] == ["flush", "disconnect"] and len(asked) == 4
+    assert world.did[:3] == ["flush", "leave", "disconnect"] and len(asked) == 4
 
 
 def test_told_to_end_while_nobody_serves(world: World, attached: Supervisor) -> None:
@@ -538,6 +550,29 @@ def test_told_to_end_and_not_flushed(world: World) -> None:
     world.flushes = False
     ended(world, make(world))
     assert "disconnect" not in world.did and world.folder.state() is not None
+
+
+@pytest.mark.parametrize("status", [{"quiesced": True, "waiting": 0}, {"fence": {"state": "yielded", "above": "b"}}])
+def test_told_to_end_while_nothing_is_carried_out(world: World, attached: Supervisor, status: dict[str, Any]) -> None:
+    """The bridge is quiesced, or another host has the disk: who flushed it would wait for ever."""
+    world.status |= status
+    attached._stop()
+    assert world.did[:2] == ["leave", "disconnect"]
+
+
+def test_what_waits_in_a_quiesced_bridge_is_not_given_up(world: World, attached: Supervisor) -> None:
+    world.status |= {"quiesced": True, "waiting": 3}
+    attached._stop()
+    assert "disconnect" not in world.did and world.folder.state() is not None
+
+
+def test_a_disk_that_was_taken_over_is_a_problem(world: World, attached: Supervisor) -> None:
+    world.status["fence"] = {"state": "yielded", "above": "b (epoch 2, moving)"}
+    until(attached, lambda: bool(attached.fenced))
+    assert attached.describe()["problem"] == "taken over by b (epoch 2, moving); requests wait"
+    world.status["fence"] = {"state": "held", "above": ""}
+    until(attached, lambda: not attached.fenced)
+    assert attached.describe()["problem"] == ""
 
 
 def test_told_to_end_before_it_had_begun(world: World) -> None:

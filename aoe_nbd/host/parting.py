@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How an attached disk is given back: flushed, then quiet, then no longer this host's. Or at once, if it is so no more.
+
+A bridge that is quiesced, or whose disk another host has taken over, carries nothing out: who flushed its device would wait
+for ever, and need not. For a device that nobody has open has nothing that is not written, but for what waits in the bridge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import control, disks
+from .state import Folder
+
+LEAVE = 20.0  # s for what is under way, for copies that may still land, and for giving up the ownership
+_AT_ONCE = 2.0  # s for the ownership of a disk that cannot be attached after all
+
+
+def client(folder: Folder) -> control.Client:
+    """The bridge of that disk."""
+    return control.Client(folder.control, f"bridge of {folder.address}")
+
+
+def parted(folder: Folder) -> str:
+    """Why nothing is written any more: the disk is "quiesced", "yielded", "lost", "left", or not (""), or nobody knows ("")."""
+    return _parted(_lun(folder))
+
+
+def _lun(folder: Folder) -> dict[str, Any]:
+    try:
+        luns = client(folder).ask("status").get("luns") or [{}]
+    except control.ControlError:
+        return {}
+    return dict(luns[0])
+
+
+def _parted(lun: dict[str, Any]) -> str:
+    state = (lun.get("fence") or {}).get("state", "")
+    if state in ("yielded", "lost", "left"):
+        return str(state)
+    return "quiesced" if lun.get("quiesced") else ""
+
+
+def obstacle(folder: Folder, index: int) -> str:
+    """Have /dev/nbd<index> flushed if that can be. Returns why the disk cannot be given back yet; "" if it can."""
+    lun = _lun(folder)
+    why = _parted(lun)
+    if not why and not disks.flush(index, in_vain=lambda: bool(parted(folder))):
+        lun = _lun(folder)
+        why = _parted(lun)
+        if not why:
+            return (
+                f"/dev/nbd{index} could not be flushed: its target may be dead, see `aoe-nbd status {folder.address}`"
+            )
+    if why == "quiesced" and lun.get("waiting"):
+        return f"{lun['waiting']} requests wait in the quiesced bridge: `aoe-nbd resume {folder.address}` first"
+    return ""
+
+
+def leave(folder: Folder) -> None:
+    """Have the bridge let nothing more out, wait until nothing can land, and give up the ownership. Raises ControlError."""
+    client(folder).ask("leave", timeout=LEAVE)
