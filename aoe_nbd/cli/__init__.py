@@ -37,6 +37,7 @@ VERBS = {
     "status": "show how running bridges do",
     "quiesce": "return once no write of this host can land on a disk any more",
     "resume": "let the requests of a quiesced disk go on",
+    "takeover": "make a disk this host's own whose owner is dead",
     "metrics": "print the figures of running bridges for Prometheus",
     "stat": "show the attached disks in the columns of aoe-stat",
     "install": "put units, udev rule, nbdkit's plugin and the table into place",

@@ -129,7 +129,9 @@ class _View:
 
 
 class Fence:
-    """One LUN's, of one host. Attributes for reading: `phase`, `record` (ours), `above` (what overrides it), `why`, `events`.
+    """One LUN's, of one host.
+
+    Attributes for reading: `phase`, `record` (ours), `above` (what overrides it), `found` (by a fresh attach), `why`, `events`.
 
     Requests may be sent before `closes_at`; those that change data, if `may_write` too. `note` is to be kept where the next
     process finds it, which then goes on in the same place.
@@ -141,6 +143,7 @@ class Fence:
         self.phase = Phase.CLAIMING
         self.record: Record | None = None
         self.above: Record | None = None
+        self.found: Record | None = None  # at a fresh attach
         self.why = ""  # of REFUSED, UNRECORDED and LOST
         self.closes_at = NEVER
         self.events: list[tuple[str, str]] = []
@@ -317,6 +320,7 @@ class Fence:
                 text = string.decode("utf-8", "backslashreplace")
                 return self._refuse(f"the target keeps a config string that is not ours, {text!r}")
         seen = max((record for _, record in found if record), key=lambda record: record.epoch, default=None)
+        self.found = seen
         ours = claim(seen, self.host, self.tag, self._by_force)
         if ours is None:
             self.above = seen
