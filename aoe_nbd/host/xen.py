@@ -114,8 +114,8 @@ def wanted(params: str, mode: str, tag: str | None) -> Wanted:
     names = {key for key, _ in given.options}
     if "readonly" in names:
         raise Refusal(f"target={params}: readonly is said by access=r, not here")
-    if access != "w" and dict(given.options).get("fence", "off") != "off":
-        raise Refusal(f"target={params}: fence= guards a single writer, so it goes with access=w and without w! only")
+    if access == "w!" and dict(given.options).get("fence", "off") != "off":
+        raise Refusal(f"target={params}: fence= is for one writer, and w! for several: leave one of the two")
     if access == "r" and shared:
         raise Refusal(f"target={params}: w! shares a disk for writing, so it goes with access=w only")
     line = table.find(given.address)
@@ -123,17 +123,16 @@ def wanted(params: str, mode: str, tag: str | None) -> Wanted:
     if line is not None and access != "r" and parsed(inherited).readonly:
         raise Refusal(f"{given.address} is read-only on this host ({line.where}): give access=r")
     lists = {_LISTS[name] for name in names if name in _LISTS}
-    dropped = names | {"readonly"} | ({"fence", "owner-tag"} if access != "w" else set())
+    dropped = names | {"readonly"} | ({"fence"} if access == "w!" else set())
     options = [(key, value) for key, value in inherited if key not in dropped and _LISTS.get(key) not in lists]
     options += given.options
+    chosen = {key for key, _ in options}
     if access == "r":
         options.append(("readonly", "true"))
-    elif access == "w":
-        chosen = dict(options)
-        if "fence" not in chosen:
-            options.append(("fence", "auto"))
-        if tag and "owner-tag" not in chosen:
-            options.append(("owner-tag", tag))
+    if access != "w!" and "fence" not in chosen:
+        options.append(("fence", "auto"))
+    if access == "w" and tag and "owner-tag" not in chosen:
+        options.append(("owner-tag", tag))
     return Wanted(given.address, options, access)
 
 

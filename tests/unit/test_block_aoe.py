@@ -154,7 +154,7 @@ def test_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("e1.0;fence=warn;interface=eth1,eth2", "w", "w", ["fence=warn", "interface=eth1,eth2", f"owner-tag={UUID}"]),
         (" e1.0 ; on-dead=fail ;", "w", "w", ["on-dead=fail", "fence=auto", f"owner-tag={UUID}"]),
         ("e1.0;owner-tag=x", "w", "w", ["owner-tag=x", "fence=auto"]),
-        ("e1.0", "r", "r", ["readonly=true"]),
+        ("e1.0", "r", "r", ["readonly=true", "fence=auto"]),
         ("e1.0;fence=off", "r", "r", ["fence=off", "readonly=true"]),
         ("e1.0;w!", "w", "w!", []),
         ("e1.0", "w!", "w!", []),
@@ -179,9 +179,9 @@ def test_options_of_the_table_hold_as_well(host: Host, tmp_path: Path) -> None:
         "on-dead=hold",
         f"owner-tag={UUID}",
     ]
-    assert ("fence", "enforce") not in xen.wanted("e1.0", "r", UUID).options
+    assert ("fence", "enforce") not in xen.wanted("e1.0;w!", "w", UUID).options
     (tmp_path / "aoetab").write_text("e1.0 readonly noauto\n")
-    assert xen.wanted("e1.0", "r", UUID).options == [("readonly", "true")]
+    assert xen.wanted("e1.0", "r", UUID).options == [("readonly", "true"), ("fence", "auto")]
     with pytest.raises(xen.Refusal, match=r"e1.0 is read-only on this host \(.*aoetab, line 1\): give access=r"):
         xen.wanted("e1.0", "w", UUID)
 
@@ -194,8 +194,7 @@ def test_options_of_the_table_hold_as_well(host: Host, tmp_path: Path) -> None:
         ("e1.0;control=/x", "w", "field 'control=/x': there is no such option"),
         ("e1.0;fence=high", "w", "fence=high is unknown"),
         ("e1.0;readonly", "w", "readonly is said by access=r, not here"),
-        ("e1.0;w!;fence=warn", "w", "fence= guards a single writer"),
-        ("e1.0;fence=enforce", "r", "fence= guards a single writer"),
+        ("e1.0;w!;fence=warn", "w", "fence= is for one writer, and w! for several"),
         ("e1.0;w!", "r", "w! shares a disk for writing, so it goes with access=w only"),
     ],
 )
