@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-# A fifth of a second, so this module is for the supervisor; what sysfs tells is `disks`'s to say.
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NetlinkError, genlmsg, nla
-from pyroute2.netlink.generic import GenericNetlinkSocket
+from .. import netlink
+
+# It takes its time, so this module is for the supervisor; what sysfs tells is `disks`'s to say.
+with netlink.parts():
+    from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NetlinkError, genlmsg, nla
+    from pyroute2.netlink.generic import GenericNetlinkSocket
 
 FAMILY, VERSION, GROUP = "nbd", 1, "nbd_mc_group"
 BLOCK = 512  # logical block size: partition tables and file systems of AoE disks count in 512-byte sectors

@@ -16,6 +16,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from .. import netlink
+
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _ARPHRD_ETHER = 1
 _RTMGRP_LINK = 1
@@ -96,7 +98,8 @@ class InterfaceWatch:
     """
 
     def __init__(self) -> None:
-        from pyroute2 import IPRoute  # here for the sake of those who only ask
+        with netlink.parts():
+            from pyroute2.iproute import IPRoute  # here for the sake of those who only ask
 
         self._route = IPRoute()
         self._route.bind(groups=_RTMGRP_LINK)
