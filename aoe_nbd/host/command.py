@@ -13,6 +13,7 @@ from pathlib import Path
 
 PLUGIN = Path(__file__).resolve().parents[1] / "plugin.py"
 _PACKAGES = "on Debian, `apt-get install nbdkit nbdkit-plugin-python`"
+_SYSTEMS = "/usr/bin"  # where the system's own Python is
 _PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -48,7 +49,10 @@ def environment(nbdkit: str) -> dict[str, str]:
     if done.returncode or not version:
         raise Missing(None, f"nbdkit has no Python plugin: {_PACKAGES}")
     same = (int(version[1]), int(version[2])) == sys.version_info[:2] and sys.executable
-    folder = os.path.dirname(sys.executable) if same else "/usr/bin"
+    return _finding(os.path.dirname(sys.executable) if same else _SYSTEMS)
+
+
+def _finding(folder: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}:{os.environ.get('PATH', _PLACES)}"}
 
 
@@ -56,5 +60,7 @@ def supervised(socket: Path, threads: int, pairs: Sequence[tuple[str, str]]) -> 
     """(command, environment) of a bridge that serves the kernel on `socket` and ends with its parent. Raises Missing."""
     nbdkit = find_nbdkit()
     command = [nbdkit, "--foreground", "--exit-with-parent", "--threads", str(threads), "--unix", str(socket)]
+    # The system's Python is what nbdkit is to find in any case then, and to ask nbdkit takes as long as to start it.
+    env = _finding(_SYSTEMS) if os.path.dirname(sys.executable) == _SYSTEMS else environment(nbdkit)
     words = [*command, "python", str(PLUGIN), *(f"{key}={value}" for key, value in pairs)]
-    return words, {**environment(nbdkit), **_MALLOC}
+    return words, {**env, **_MALLOC}
