@@ -160,6 +160,18 @@ def test_nbdkit_gets_our_python_if_it_is_of_that_version(tmp_path: Path) -> None
     assert serve.environment(str(tmp_path / "nbdkit"))["PATH"].split(":")[0] == "/usr/bin"
 
 
+def test_a_supervisor_by_the_systems_python_does_not_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program(tmp_path / "nbdkit", f"touch {tmp_path}/asked; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    words, env = command.supervised(tmp_path / "sock", 128, [("target", "e1.0")])
+    assert words[0] == str(tmp_path / "nbdkit") and words[-1] == "target=e1.0"
+    assert env["PATH"] == f"/usr/bin:{tmp_path}" and not (tmp_path / "asked").exists()
+    monkeypatch.setattr(sys, "executable", "/opt/aoe-nbd/bin/python")
+    with pytest.raises(command.Missing):
+        command.supervised(tmp_path / "sock", 128, [])
+
+
 def test_dry_run_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
