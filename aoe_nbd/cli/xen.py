@@ -36,7 +36,6 @@ def main() -> int:
 
     def note(text: str) -> None:
         line = f"block-aoe {action} {path}: {text}"
-        print(line, file=sys.stderr)
         with contextlib.suppress(OSError), open(LOG, "a") as log:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), line, f"({_age():.1f} s)", file=log)
 
@@ -54,6 +53,7 @@ def main() -> int:
                 note("done")
     except Exception as error:
         note(_sentence(error))
+        print(f"block-aoe: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -40,7 +40,12 @@ def lasting(disk: str, patience: float = 10.0) -> list[str]:
 
 def looked_at(found: list[str], run: Path = RUN) -> bool:
     """Whether these users may be no more than udev's workers and what its rules start: processes, while it has work to do."""
-    return bool(found) and all(user.startswith(_OPEN) for user in found) and (run / "udev" / "queue").exists()
+    return bool(found) and all(map(is_process, found)) and (run / "udev" / "queue").exists()
+
+
+def is_process(user: str) -> bool:
+    """Whether one of `users` is a process, and not a part of the kernel."""
+    return user.startswith(_OPEN)
 
 
 def users(disk: str, sys: Path = SYS, proc: Path = PROC, dev: Path = DEV) -> list[str]:

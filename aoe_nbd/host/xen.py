@@ -24,7 +24,7 @@ from ..core.policy import Fencing
 from ..options import Options
 from ..wire.address import Address
 from . import disks, holders, state, table
-from .xenstore import Store
+from .xenstore import Store, StoreError
 
 SYS = Path("/sys")
 GONE = 10.0  # s for the kernel's backend to let go of the device, once libxl has told it to
@@ -243,7 +243,10 @@ class Hotplug:
 
     def _admit_one_writer(self, folder: state.Folder, want: Wanted, ours: Collection[int]) -> None:
         """It may be attached already: then by the same fence, and used by nobody but the domains `ours`."""
-        users = [user for user in _users(folder.address) if user not in {f"Xen domain {domid}" for domid in ours}]
+        mine = {f"Xen domain {domid}" for domid in ours}
+        users = [user for user in _users(folder.address) if user not in mine]
+        if any(other.domid in ours for other in map(of_holder, folder.holders()) if other is not None):
+            users = [user for user in users if not holders.is_process(user)]  # the VM's own device model
         if users:
             raise Refusal(f"{folder.address} is in use on this host, {holders.sentence(users)}: end that first")
         known = folder.state()
@@ -287,14 +290,11 @@ def guests(names: Sequence[str]) -> list[dict[str, Any]]:
     found = [vbd for vbd in map(of_holder, names) if vbd is not None]
     if not found:
         return []
-    store = None
-    with contextlib.suppress(OSError):
-        store = Store()
     try:
-        return [_guest(vbd, store) for vbd in found]
-    finally:
-        if store is not None:
-            store.close()
+        with contextlib.closing(Store()) as store:
+            return [_guest(vbd, store) for vbd in found]
+    except StoreError:
+        return [_guest(vbd, None) for vbd in found]
 
 
 def _guest(vbd: Vbd, store: Store | None) -> dict[str, Any]:

@@ -367,6 +367,22 @@ def test_a_domain_by_phy_is_a_user_as_well(script: Script, xenstored: Xenstored,
     assert xenstored.says(path)["hotplug-error"] == "e1.0 is in use on this host, Xen domain 7: end that first"
 
 
+def test_the_vms_own_device_model_is_no_stranger(script: Script, xenstored: Xenstored, host: Host) -> None:
+    xenstored.domain(5, "d1", UUID)
+    xenstored.domain(6, "d1--incoming", UUID)
+    host.options[E1_0] = [("fence", "auto"), ("owner-tag", UUID)]
+    host.users = ["open in qemu-system-i38 (77)"]
+    assert script("add", xenstored.vbd(5, DISK, "e1.0")) == 1, "nothing of the VM is there yet"
+    host.users = []
+    assert script("add", xenstored.vbd(5, DISK, "e1.0")) == 0
+    host.users = ["Xen domain 5", "open in qemu-system-i38 (77)"]
+    assert script("add", xenstored.vbd(6, DISK, "e1.0")) == 0
+    host.users += ["mounted on /srv"]
+    path = xenstored.vbd(6, DISK, "e1.0")
+    assert script("add", path) == 1
+    assert xenstored.says(path)["hotplug-error"] == "e1.0 is in use on this host, mounted on /srv: end that first"
+
+
 def test_attached_already_by_another_fence(script: Script, xenstored: Xenstored, host: Host) -> None:
     """A guest must not believe itself guarded that is not."""
     xenstored.domain(5, "d1", UUID)
@@ -472,6 +488,12 @@ def test_guests(xenstored: Xenstored, host: Host, tmp_path: Path) -> None:
 def test_guests_without_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XENSTORED_PATH", str(tmp_path / "none"))
     assert xen.guests(["operator"]) == []
+    (one,) = xen.guests(["xen:5:51712"])
+    assert (one["holder"], one["exists"], one["domain"]) == ("xen:5:51712", None, None)
+
+
+def test_guests_that_may_not_be_asked_for(xenstored: Xenstored) -> None:
+    xenstored.refuse = "EACCES"
     (one,) = xen.guests(["xen:5:51712"])
     assert (one["holder"], one["exists"], one["domain"]) == ("xen:5:51712", None, None)
 
