@@ -21,9 +21,15 @@ TEST_PACKAGES=(
 )
 BENCH_PACKAGES=(linux-perf python3-matplotlib qemu-block-extra tgt)
 # What the VM lab is built and run with; what is in every machine of it; what is in one that can do all, besides.
-VM_PACKAGES=(busybox-static cpio e2fsprogs iproute2 kmod mmdebstrap qemu-system-x86 vblade)
+VM_PACKAGES=(
+    busybox-static cpio e2fsprogs iproute2 kmod mmdebstrap qemu-system-x86 vblade
+    bison flex gcc libc6-dev make
+)
 PLAIN_PACKAGES=(dbus e2fsprogs fdisk fio iproute2 kmod procps python3 systemd-sysv udev)
-GUEST_PACKAGES=(aoetools libnbd-bin lvm2 mdadm nbd-client python3-libnbd strace vblade)
+GUEST_PACKAGES=(
+    aoetools libnbd-bin lvm2 mdadm nbd-client python3-libnbd strace vblade
+    bridge-utils socat xen-utils-4.17 xen-utils-common xenstore-utils
+)
 # The checkers' versions are fixed, so that a new release of one of them never fails an unchanged tree.
 LINTERS=(mypy==2.4.1 ruff==0.17.6)
 

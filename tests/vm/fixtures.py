@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -48,8 +48,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
         item.stash[_FAILED] = True
         for process in Process.running:
             report.sections.append((f"log of {process.name}", process.output()[-20000:]))
-        if Rack.machine is not None:
-            report.sections.append(("console of the machine", Rack.machine.log()[-20000:]))
+        for machine in Machine.running:
+            report.sections.append((f"console of the machine {machine.name}", machine.log()[-20000:]))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -77,9 +77,8 @@ _SHOWN = "shown"
 class Rack:
     """The machine that is on: one at a time, since two would share the memory and the processors of a small host."""
 
-    machine: Machine | None = None  # for the report of a failure
-
     def __init__(self, config: pytest.Config) -> None:
+        self.machine: Machine | None = None
         self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
         self._kind: tuple[object, ...] = ()
         self.segment: Segment | None = None
@@ -92,12 +91,12 @@ class Rack:
     def get(self, image: str, *, memory: int = 768, systemd: bool = False, package: Path | None = None) -> Machine:
         """The machine of that kind: the one that is on, or another."""
         kind = (image, memory, systemd, package)
-        if self._kind == kind and Rack.machine is not None:
-            return Rack.machine
+        if self._kind == kind and self.machine is not None:
+            return self.machine
         self.clear()
         began = time.monotonic()
         self.segment = Segment()
-        machine = Rack.machine = Machine(image=image, memory=memory, systemd=systemd, segment=self.segment)
+        machine = self.machine = Machine(image=image, memory=memory, systemd=systemd, segment=self.segment)
         self.say(f"a machine ({image}, {memory} MiB{', systemd' if systemd else ''}) is up after {seconds(began)}")
         if package is not None:
             began = time.monotonic()
@@ -109,9 +108,9 @@ class Rack:
     def clear(self) -> None:
         """Switch it off."""
         self._kind = ()
-        if Rack.machine is not None:
-            Rack.machine.close()
-            Rack.machine = None
+        if self.machine is not None:
+            self.machine.close()
+            self.machine = None
         if self.segment is not None:
             self.segment.close()
             self.segment = None
@@ -194,18 +193,25 @@ class Target(Process):
             self.kill()
 
 
-class Storage:
-    """The host's side: disks, and targets that export them to the machine."""
+class Place(Protocol):
+    """Whoever has machines on, and their segment."""
 
-    def __init__(self, rack: Rack) -> None:
-        self._rack = rack
+    @property
+    def segment(self) -> Segment | None: ...
+
+
+class Storage:
+    """The host's side: disks, and targets that export them to the machines."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self.folder = Path(tempfile.mkdtemp(prefix="aoe-vm-disks-", dir="/var/tmp"))
         self._targets: list[Target] = []
 
     @property
     def segment(self) -> Segment:
-        assert self._rack.segment is not None, "ask for a machine first"
-        return self._rack.segment
+        assert self._place.segment is not None, "ask for a machine first"
+        return self._place.segment
 
     def disk(self, name: str = "disk", mib: int = 64) -> Path:
         """A new empty disk."""

@@ -2,7 +2,7 @@
 """A machine of the lab: Debian's kernel on an emulated PC, and a channel on which it runs what a test asks for.
 
 It needs neither KVM nor a network, and leaves nothing behind: what it writes to its disk goes when it ends. If it is on
-a `Segment`, its eth0 is joined to a network namespace of this host, where targets can run.
+a `Segment`, its eth0 is joined to a network namespace of this host, where targets can run, and other machines are.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lab import Host, Process, run
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "build" / "lab"
+XEN = ROOT / "build" / "hypervisor" / "xen"
 GUEST = Path(__file__).parent / "guest"
 PATIENCE = 300.0  # s for what takes seconds on an idle machine: only a hang fails by it
 CHECKOUT = "export PATH=/root/checkout/tests/vm/guest/bin:$PATH PYTHONPATH=/root/checkout\n"
@@ -43,16 +44,32 @@ def build_images() -> None:
     subprocess.run([Path(__file__).parent / "images"], check=True)
 
 
-class Segment(Host):
-    """The host's side of the network of one machine: a namespace, and in it the other end of the machine's eth0."""
+@dataclass(frozen=True)
+class Port:
+    """Where one machine is plugged in: the other end of its eth0, and what that is to be."""
 
-    def __init__(self, mtu: int = 9000) -> None:
-        super().__init__(f"aoe-vm-{os.getpid()}-{next(_serial)}", "tap0")
+    interface: str
+    mac: str
+    address: str
+
+
+class Segment(Host):
+    """The host's side of the network of one machine, or of several: a namespace, and in it the other ends of their eth0."""
+
+    def __init__(self, machines: int = 1, mtu: int = 9000) -> None:
+        super().__init__(f"aoe-vm-{os.getpid()}-{next(_serial)}", "tap0" if machines == 1 else "br0")
+        self.ports = [Port(f"tap{i}", f"52:54:00:00:00:{i + 1:02x}", f"10.99.0.{i + 2}") for i in range(machines)]
         run("ip", "netns", "add", self.namespace)
         try:
             self.ip("link", "set", "lo", "up")
-            self.ip("tuntap", "add", self.interface, "mode", "tap")
-            self.ip("link", "set", self.interface, "mtu", mtu, "up")
+            if machines > 1:
+                self.ip("link", "add", self.interface, "mtu", mtu, "type", "bridge")
+            for port in self.ports:
+                self.ip("tuntap", "add", port.interface, "mode", "tap")
+                self.ip("link", "set", port.interface, "mtu", mtu, "up")
+                if machines > 1:
+                    self.ip("link", "set", port.interface, "master", self.interface)
+            self.up()
             self.ip("address", "add", "10.99.0.1/24", "dev", self.interface)
         except BaseException:
             self.close()
@@ -109,12 +126,15 @@ class Job:
 
 
 class Machine:
-    """One virtual machine, started, and ready when the constructor returns.
+    """One virtual machine, started, and ready when the constructor returns: or later, if it is not to `wait`.
 
     `image` is full or plain (see the script `images`); `memory` is in MiB. With `systemd`, that is its init, and the machine
-    may be rebooted; else an init of the lab's own, and a machine that reboots ends. With `console`, the serial port is this
-    terminal, else it goes to the file `console` in `folder`.
+    may be rebooted; else an init of the lab's own, and a machine that reboots ends. With `guests`, its first program
+    is Xen, and what this class knows of it is dom0, which has `memory`; `guests` MiB are left for guests. With
+    `console`, the serial port is this terminal, else it goes to the file `console` in `folder`.
     """
+
+    running: list[Machine] = []  # for the report of a failure
 
     def __init__(
         self,
@@ -123,8 +143,13 @@ class Machine:
         memory: int = 768,
         systemd: bool = False,
         segment: Segment | None = None,
+        port: int = 0,
+        name: str = "lab",
+        guests: int | None = None,
         console: bool = False,
+        wait: bool = True,
     ) -> None:
+        self.name, self.port = name, segment.ports[port] if segment else None
         self.folder = Path(tempfile.mkdtemp(prefix="aoe-vm-", dir="/var/tmp"))
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count(1)
@@ -132,25 +157,40 @@ class Machine:
         self._ready = threading.Semaphore(0)
         self._socket = socket.socket(socket.AF_UNIX)
         self._qemu: subprocess.Popen[bytes] | None = None
+        Machine.running.append(self)
         try:
-            self._start(image, memory, systemd, segment, console)
+            self._start(image, memory, systemd, segment, guests, console)
+            self._connect()
+            if wait:
+                self.wait_until_ready()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, image: str, memory: int, systemd: bool, segment: Segment | None, console: bool) -> None:
+    def _start(
+        self, image: str, memory: int, systemd: bool, segment: Segment | None, guests: int | None, console: bool
+    ) -> None:
         initrd = self.folder / "initrd"
         files = subprocess.run(["find", "lab"], cwd=self._guest_files(), stdout=subprocess.PIPE, check=True).stdout
         pack = ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"]
         own = subprocess.run(pack, cwd=self.folder, input=files + b"init\n", stdout=subprocess.PIPE, check=True).stdout
         initrd.write_bytes((IMAGES / "initrd").read_bytes() + own)  # the kernel unpacks one archive after the other
         # On a starved host the emulated timer may miss its test at boot, which is a panic: no_timer_check
-        options = "console=ttyS0 quiet tsc=reliable no_timer_check random.trust_cpu=on net.ifnames=0"
+        options = f"quiet tsc=reliable no_timer_check random.trust_cpu=on net.ifnames=0 lab.name={self.name}"
         options += " mitigations=off init_on_alloc=0 apparmor=0 audit=0 nokaslr"  # all of it costs time when emulated
         options += " lab.systemd" if systemd else " panic=-1"
-        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "Nehalem", "-smp", "2"]
-        command += ["-m", str(memory), "-nodefaults", "-display", "none"]
-        command += ["-kernel", str(IMAGES / "vmlinux"), "-initrd", str(initrd), "-append", options]
+        if self.port:
+            options += f" lab.address={self.port.address}"
+        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-nodefaults", "-display", "none"]
+        if guests is None:
+            command += ["-M", "q35", "-smp", "2", "-m", str(memory)]
+            command += ["-kernel", str(IMAGES / "vmlinux"), "-initrd", str(initrd), "-append", f"console=ttyS0 {options}"]
+        else:
+            command += ["-M", "pc", "-smp", "1", "-m", str(memory + guests + 96)]  # MiB for Xen itself
+            xen = f"console=com1 com1=115200,8n1 dom0_mem={memory}M,max:{memory}M dom0_max_vcpus=1 noreboot"
+            xen += " spec-ctrl=no xpti=no pv-l1tf=no smt=1"
+            command += ["-kernel", str(XEN), "-append", xen]
+            command += ["-initrd", f"{IMAGES}/vmlinux console=hvc0 {options},{initrd}"]
         command += ["-drive", f"file={IMAGES / image}.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe"]
         command += ["-fsdev", f"local,id=checkout,path={ROOT},security_model=none,readonly=on,multidevs=remap"]
         command += ["-device", "virtio-9p-pci,fsdev=checkout,mount_tag=checkout"]
@@ -160,9 +200,9 @@ class Machine:
         command += ["-chardev", serial, "-serial", "chardev:console"]
         if not systemd:
             command += ["-no-reboot"]
-        if segment:
-            command += ["-netdev", f"tap,id=net,ifname={segment.interface},script=no,downscript=no"]
-            command += ["-device", "virtio-net-pci,netdev=net,mac=52:54:00:00:00:01,host_mtu=9000"]
+        if segment and self.port:
+            command += ["-netdev", f"tap,id=net,ifname={self.port.interface},script=no,downscript=no"]
+            command += ["-device", f"virtio-net-pci,netdev=net,mac={self.port.mac},host_mtu=9000"]
             command = segment.command(*command)
         else:
             command = ["setpriv", "--pdeathsig=KILL", *command]
@@ -170,8 +210,6 @@ class Machine:
             self._qemu = subprocess.Popen(
                 command, stdin=None if console else subprocess.DEVNULL, stdout=None if console else log, stderr=log
             )
-        self._connect()
-        self.wait_until_ready()
 
     def _guest_files(self) -> Path:
         """A folder with the lab's own files as the initrd wants them: init, and lab/ with everything."""
@@ -248,7 +286,9 @@ class Machine:
         assert status is None, f"the machine has ended, QEMU's status is {status}:\n{self.log()}"
 
     def close(self) -> None:
-        """Switch it off."""
+        """Switch it off, as a power cut does."""
+        if self in Machine.running:
+            Machine.running.remove(self)
         if self._qemu is not None and self._qemu.poll() is None:
             self._qemu.kill()
             self._qemu.wait()
