@@ -150,9 +150,12 @@ class Fence:
         self._by_force = by_force
         self._views: dict[Hashable, _View] = {}
         self._macs: tuple[bytes, ...] = ()
+        self._former: tuple[bytes, ...] = ()  # who had it reserved, for whom it is reserved again if it is given back
         self._opens_at = NEVER
+        self._owed = 0.0  # s that were still to be waited for by a path that is gone
         self._resumed = False  # and what our record is by now is not known for sure
-        self._settled = False  # it was ours alone at least once
+        self._fresh = True  # an attach that has not had it yet, and so may still make another claim
+        self._firm = False  # nobody disputed our record for as long as it takes: of two with one epoch, it is right
         self._refusals = False  # it refuses commands although the record is ours
         self._begun = False  # all paths there are at the start are known
         self._decide_by = FOREVER  # when a target that keeps silent about reservations has none
@@ -163,12 +166,15 @@ class Fence:
 
     def path_up(self, path: Hashable, now: float) -> None:
         """It carries requests, once it has shown our record."""
-        self._views[path] = _View(now)
+        self._views[path] = view = _View(now)
+        view.wait = self._owed
         self._weigh()
 
     def path_gone(self, path: Hashable) -> None:
         """It does not any more."""
-        self._views.pop(path, None)
+        view = self._views.pop(path, None)
+        if view is not None:
+            self._owed = max(self._owed, view.wait)
         self._weigh()
 
     # -- questions ---------------------------------------------------------------------------------------------------
@@ -219,7 +225,8 @@ class Fence:
             if view.holders is None:
                 return [Reserve()]
             if set(view.holders) & set(self._macs):
-                return [Reserve(ReserveCommand.FORCE_SET if view.refused else ReserveCommand.SET)]
+                how = ReserveCommand.FORCE_SET if view.refused else ReserveCommand.SET
+                return [Reserve(how, self._former if self.record.state is State.RETURNED else ())]
         if self._overwrites(view.string):
             how = ConfigCommand.FORCE_SET if view.string else ConfigCommand.SET
             return [Config(how, self.record.build()), Config()]
@@ -326,6 +333,7 @@ class Fence:
             self.above = seen
             return self._refuse(f"held by {seen}")
         self.phase, self.record = Phase.HOLDING, ours
+        self._former = next((view.holders for view in views if view.holders), ())
         for view in views:
             view.next = now
             self._judge(view, Record.parse(view.string or b""), now)
@@ -348,10 +356,10 @@ class Fence:
         ours = self.record
         assert ours is not None
         if seen is None:
-            if self._settled and not view.wait:
+            if self._firm and not view.wait:
                 self._tell("fence-restored", "the target has lost its record of the owner: writing it again")
             view.wait = FENCE_GRACE
-        elif seen.epoch > ours.epoch or (seen.epoch == ours.epoch and seen.owner != self.host):
+        elif seen.epoch > ours.epoch or (seen.epoch == ours.epoch and seen.owner != self.host and not self._firm):
             self._superseded(seen, now)
         elif seen.state is State.FREE:
             view.wait = max(view.wait, QUARANTINE)  # in which another, who has read the same, has shown himself
@@ -364,14 +372,14 @@ class Fence:
         assert ours is not None
         if self.phase is Phase.LEAVING:
             self._leave()
-        elif not self._settled:  # another came in between
+        elif self._fresh:  # another came in between
             again = claim(seen, self.host, self.tag, self._by_force)
             if again is not None:
                 return self._hold(again, now)
             self.above = seen
             self._refuse(f"held by {seen}")
-        elif seen.owner == self.host and self._resumed and seen.state in (State.HELD, State.MOVING):
-            self.record = seen  # our last process ended before it could note that
+        elif self._is_own(seen):
+            self.record = seen
         elif self._is_return(seen):
             self._regain(seen, now)
         elif seen.state is State.MOVING and seen.was == ours.epoch and seen.owner != self.host:
@@ -380,6 +388,10 @@ class Fence:
         else:
             self._lose(seen, f"taken over by {seen}")
         return None
+
+    def _is_own(self, seen: Record) -> bool:
+        """Whether our last process wrote it, and ended before it could note that."""
+        return self._resumed and seen.owner == self.host and seen.state in (State.HELD, State.MOVING)
 
     def _is_return(self, seen: Record) -> bool:
         return (
@@ -396,6 +408,8 @@ class Fence:
             return
         if self._is_return(seen):
             self._regain(seen, now)
+        elif self._is_own(seen):
+            self._hold(seen, now)
         elif seen.state is State.MOVING and seen.was == self.record.epoch:
             self.above = seen
         else:
@@ -427,7 +441,8 @@ class Fence:
         if seen is None and view.vouched == NEVER and not view.wait:
             self._tell("fence-foreign", "somebody has replaced the record of the owner by another string")
         if view.wait:
-            self._opens_at, view.wait = max(self._opens_at, now + view.wait), 0.0
+            self._opens_at = max(self._opens_at, now + view.wait)
+            view.wait = self._owed = 0.0
         if self.enforcing and view.holders != self._macs:
             return
         if self._refusals and not self.enforcing:
@@ -447,8 +462,9 @@ class Fence:
             self.closes_at = min(view.vouched for view in self._views.values()) + FENCE_LEASE
         if self.closes_at > NEVER and self.record is not None and self.phase is Phase.HOLDING:
             self._refusals = self._resumed = False
-            if not self._settled:
-                self._settled = True
+            self._fresh = False
+            if not self._firm:
+                self._firm = True
                 how = ", and reserved" if self.enforcing else ""
                 self._tell("fence-held", f"recorded as ours: {self.record}{how}")
 
@@ -467,12 +483,12 @@ class Fence:
     @property
     def decided(self) -> bool:
         """Whether a fresh attach knows how it went."""
-        return self.phase not in (Phase.CLAIMING, Phase.HOLDING) or self._settled
+        return self.phase not in (Phase.CLAIMING, Phase.HOLDING) or not self._fresh
 
     def want_write(self, now: float) -> None:
         """Data are about to be changed: before that the record must say so."""
         ours = self.record
-        if self.phase is Phase.HOLDING and ours is not None and ours.state is State.MOVING and self._settled:
+        if self.phase is Phase.HOLDING and ours is not None and ours.state is State.MOVING and not self._fresh:
             self.record = Record(ours.epoch + 1, self.host, self.tag, State.HELD)
             self._tell("fence-writing", f"about to change data, which {ours.source} is to know: {self.record}")
             for view in self._views.values():
@@ -495,7 +511,9 @@ class Fence:
     def take_over(self, now: float) -> str:
         """Take it from the host that has it MOVING. Returns why not, or "" if it is under way."""
         if self.phase is Phase.YIELDED and self.record is not None and self.above is not None:
+            self._firm = False
             self._hold(Record(self.above.epoch + 1, self.host, self.tag, State.HELD), now)
+            self._tell("fence-takeover", f"taken over by an operator: {self.record}")
             return ""
         return "" if self.phase is Phase.HOLDING else f"it is {self.phase}{f' ({self.why})' if self.why else ''}"
 
@@ -513,6 +531,8 @@ class Fence:
                 "above": self.above.build().decode() if self.above else "",
                 "why": self.why,
                 "enforcing": self.enforcing,
+                "firm": self._firm,
+                "former": [mac.hex() for mac in self._former],
             }
         )
 
@@ -522,10 +542,12 @@ class Fence:
             kept = json.loads(note)
             record, above = Record.parse(kept["record"].encode()), Record.parse(kept["above"].encode())
             phase, why, enforcing = Phase(kept["phase"]), str(kept["why"]), bool(kept["enforcing"])
+            firm = bool(kept["firm"])
+            former = tuple(bytes.fromhex(mac) for mac in kept["former"])
         except (ValueError, KeyError, TypeError, AttributeError):
             return
         if record is None or record.owner != self.host:
             return
         self.phase, self.record, self.above, self.why, self.enforcing = phase, record, above, why, enforcing
-        self.tag = record.tag
-        self._resumed = self._settled = True
+        self.tag, self._former, self._firm = record.tag, former, firm
+        self._resumed, self._fresh, self._owed = True, False, 0.0 if firm else HANDOVER

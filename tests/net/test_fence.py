@@ -217,7 +217,7 @@ def test_a_dead_host(
     guest = Writer(a)
     until(lambda: guest.done > 20, "writes of the owner")
     lan.hosts[0].down()
-    with pytest.raises(AssertionError, match="e1.0 is held by a .*aoe-nbd takeover e1.0"):
+    with pytest.raises(AssertionError, match=r"e1\.0 is held by a .*aoe-nbd takeover e1\.0"):
         owner(1, tag="another")
     said = takeover(lan.hosts[1], "b", folder)
     assert "e1.0 is this host's (b, epoch 3), which was held by a (epoch 2, held, tag" in said

@@ -497,6 +497,34 @@ def test_the_next_bridge_of_the_owner_waits_for_nobody() -> None:
     assert site.record == Record(1, "a", GUEST, State.HELD)
 
 
+def test_of_two_with_the_same_number_the_one_who_had_it_is_right() -> None:
+    """The target loses its memory, and the guest is moved before the owner, whose bridge is just being started anew, sees it."""
+    site = Site()
+    a = site.host("a")
+    assert a.fence is not None
+    note = a.fence.note
+    site.lan.initiators.remove(a)
+    site.restart()
+    b = site.host("b", settle=False)
+    site.lan.run(lambda: site.record == Record(1, "b", GUEST, State.HELD))
+    a = site.host("a", note=note)
+    site.lan.run(lambda: b.fence is not None and b.fence.decided, 20)
+    assert (phase(a), phase(b)) == (Phase.YIELDED, Phase.HOLDING)
+    assert site.record == Record(2, "b", GUEST, State.MOVING, "a", 1)
+
+
+def test_what_is_given_back_is_never_free_for_a_moment() -> None:
+    """The reservation goes back to who had it, so that it keeps refusing those before him."""
+    site = Site()
+    a = site.host("a")
+    holders = list(site.lun.state.reserved)
+    b = site.host("b")
+    site.ports["a"].unplugged = True
+    site.release(b)
+    assert site.lun.state.reserved == holders
+    assert phase(a) is Phase.YIELDED
+
+
 def test_the_next_bridge_after_a_handover_it_did_not_see() -> None:
     site = Site()
     a = site.host("a")
