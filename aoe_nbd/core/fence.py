@@ -225,8 +225,8 @@ class Fence:
             if view.holders is None:
                 return [Reserve()]
             if set(view.holders) & set(self._macs):
-                how = ReserveCommand.FORCE_SET if view.refused else ReserveCommand.SET
-                return [Reserve(how, self._former if self.record.state is State.RETURNED else ())]
+                rcmd = ReserveCommand.FORCE_SET if view.refused else ReserveCommand.SET
+                return [Reserve(rcmd, self._former if self.record.state is State.RETURNED else ())]
         if self._overwrites(view.string):
             how = ConfigCommand.FORCE_SET if view.string else ConfigCommand.SET
             return [Config(how, self.record.build()), Config()]
