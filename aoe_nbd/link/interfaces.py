@@ -94,14 +94,15 @@ def interface(name: str) -> Interface | None:
 class InterfaceWatch:
     """Changes of interfaces as they happen: poll `fileno()`, then `read()`.
 
-    To be made in the process that reads it (after nbdkit's fork), and where a quarter of a second hurts nobody.
+    To be made in the process that reads it (after nbdkit's fork), and where the import of a part of pyroute2 hurts nobody.
     """
 
     def __init__(self) -> None:
         with netlink.parts():
-            from pyroute2.iproute import IPRoute  # here for the sake of those who only ask
+            # Here for the sake of those who only ask; and no more of it than a socket, for an attach waits for this import.
+            from pyroute2.netlink.rtnl.iprsocket import IPRSocket
 
-        self._route = IPRoute()
+        self._route = IPRSocket()
         self._route.bind(groups=_RTMGRP_LINK)
         self._poll = select.poll()
         self._poll.register(self._route.fileno(), select.POLLIN)
