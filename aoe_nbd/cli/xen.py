@@ -2,7 +2,8 @@
 """Xen's hotplug script block-aoe, as libxl calls it: one word, and the disk's place in xenstore in the environment.
 
 What goes wrong is one sentence in the disk's `hotplug-error`, which xl prints. What is done is noted in xen-hotplug.log, as
-Xen's own scripts do. libxl kills a script after 40 s, so this one gives up before, and undoes what it has begun.
+Xen's own scripts do. libxl kills a script after 40 s, so this one gives up before, says so, and undoes what it has begun. What
+it does not manage to undo is undone by `remove`, which libxl calls then.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .attach import attach
 from .detach import detach
 from .failure import Failure
 
-LIMIT = 30.0  # s since libxl has started it; the rest of the 40 s is for undoing
+LIMIT = 35.0  # s since libxl has started it; the rest of the 40 s is for undoing
 LOG = "/var/log/xen/xen-hotplug.log"
 
 
@@ -48,7 +49,7 @@ def main() -> int:
             if action == "add":
                 note(_add(hotplug, vbd))
             else:
-                with _limited():
+                with _limited(lambda sentence: None):
                     hotplug.remove(vbd)
                 note("done")
     except Exception as error:
@@ -60,26 +61,32 @@ def main() -> int:
 
 def _add(hotplug: xen.Hotplug, vbd: xen.Vbd) -> str:
     """Raises what went wrong, having told libxl."""
+
+    def tell(sentence: str) -> None:
+        # By a connection of its own: the other may be waiting for an answer just now
+        with contextlib.closing(Store()) as store:
+            store.write(f"{vbd.path}/hotplug-error", sentence)
+            store.write(f"{vbd.path}/hotplug-status", "error")
+
     try:
-        with _limited():
+        with _limited(tell):
             return hotplug.add(vbd)
+    except TimesUp:
+        raise
     except Exception as error:
-        hotplug.store.write(f"{vbd.path}/hotplug-error", _sentence(error))
-        hotplug.store.write(f"{vbd.path}/hotplug-status", "error")
+        tell(_sentence(error))
         raise
 
 
-def _age() -> float:
-    """Seconds since this process was started: on a busy host Python itself takes its time."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - child.began(os.getpid()) / os.sysconf("SC_CLK_TCK")
-
-
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    """Raise TimesUp in what is within, once LIMIT has passed."""
+def _limited(tell: Callable[[str], None]) -> Iterator[None]:
+    """Once LIMIT has passed, tell so, and raise TimesUp in what is within."""
 
     def end(signum: int, frame: FrameType | None) -> None:
-        raise TimesUp(f"not done within {LIMIT:g} s: see `aoe-nbd list`, `aoe-nbd discover` and {LOG}")
+        sentence = f"not done within {LIMIT:g} s: see `aoe-nbd list`, `aoe-nbd discover` and {LOG}"
+        with contextlib.suppress(OSError):
+            tell(sentence)
+        raise TimesUp(sentence)
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, max(0.01, LIMIT - _age()))
@@ -87,6 +94,11 @@ def _limited() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _age() -> float:
+    """Seconds since this process was started: on a busy host Python itself takes its time."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - child.began(os.getpid()) / os.sysconf("SC_CLK_TCK")
 
 
 def _sentence(error: Exception) -> str:
