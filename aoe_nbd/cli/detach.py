@@ -84,9 +84,10 @@ def _end(folder: Folder, force: bool) -> None:
     address = folder.address
     devices = disks.holding(str(address))
     if not force:
-        _refuse_unserved(folder)
+        if parting.parted(folder) not in ("yielded", "lost", "left"):
+            _refuse_unserved(folder)
         for index in devices:
-            users = holders.lasting(f"nbd{index}")
+            users = parting.users(folder, index)
             if users:
                 raise Failure(
                     f"{address} is in use: {holders.sentence(users)}; end that first (--force would make it fail)"

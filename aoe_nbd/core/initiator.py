@@ -52,6 +52,7 @@ from .request import CHANGES, RANGED, Kind, Request
 
 # What an older process's last writes must not come between: writing, and reading in order to write.
 _AFTER_QUARANTINE = CHANGES | {Kind.LOCK}
+_LOSSES = CHANGES | {Kind.FLUSH}
 _SIZE_PROBES = {Kind.PROBE_REPLY: Kind.READ, Kind.PROBE_REQUEST: Kind.WRITE}
 _OWNERSHIP = {Kind.SET, Kind.RESERVE}
 _COMMAND = [Command.ATA] * len(Kind)
@@ -201,6 +202,11 @@ class Initiator:
     def waiting(self) -> int:
         """Requests that are not done."""
         return len(self._pending) + len(self._parked or ())
+
+    @property
+    def withheld(self) -> int:
+        """Parked requests whose loss would be one: those that change data, and flushes."""
+        return sum(request.kind in _LOSSES for request in self._parked or ())
 
     def _take_out(self, path: Path, state: PathState, now: float, why: str) -> None:
         """`path` carries nothing for now: what is under way there goes elsewhere, or waits."""

@@ -48,6 +48,11 @@ def is_process(user: str) -> bool:
     return user.startswith(_OPEN)
 
 
+def is_onlooker(user: str) -> bool:
+    """Whether one of `users` is udev, which looks at every disk, or a flush of ours that was given up."""
+    return re.fullmatch(re.escape(_OPEN) + r"(\(udev-worker\)|systemd-udevd|sync) \([0-9]+\)", user) is not None
+
+
 def users(disk: str, sys: Path = SYS, proc: Path = PROC, dev: Path = DEV) -> list[str]:
     """Each user of `disk` ("nbd0") in a few words, such as "mounted on /srv"; empty if nobody uses it."""
     parts = _parts(disk, sys)

@@ -2,14 +2,14 @@
 """How an attached disk is given back: flushed, then quiet, then no longer this host's. Or at once, if it is so no more.
 
 A bridge that is quiesced, or whose disk another host has taken over, carries nothing out: who flushed its device would wait
-for ever, and need not. For a device that nobody has open has nothing that is not written, but for what waits in the bridge.
+for ever, and need not: for a device that nobody has open has nothing that is not written, but for what waits in the bridge.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import control, disks
+from . import control, disks, holders
 from .state import Folder
 
 LEAVE = 20.0  # s for what is under way, for copies that may still land, and for giving up the ownership
@@ -52,9 +52,20 @@ def obstacle(folder: Folder, index: int) -> str:
             return (
                 f"/dev/nbd{index} could not be flushed: its target may be dead, see `aoe-nbd status {folder.address}`"
             )
-    if why == "quiesced" and lun.get("waiting"):
-        return f"{lun['waiting']} requests wait in the quiesced bridge: `aoe-nbd resume {folder.address}` first"
+    if why == "quiesced" and lun.get("withheld"):
+        return f"{lun['withheld']} writes wait in the quiesced bridge: `aoe-nbd resume {folder.address}` first"
     return ""
+
+
+def users(folder: Folder, index: int) -> list[str]:
+    """Who has /dev/nbd<index> in use.
+
+    While nothing is carried out, not those who look at every disk, and wait for this one as long as it is there.
+    """
+    disk = f"nbd{index}"
+    if not parted(folder):
+        return holders.lasting(disk)
+    return [user for user in holders.users(disk) if not holders.is_onlooker(user)]
 
 
 def leave(folder: Folder) -> None:

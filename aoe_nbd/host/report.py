@@ -87,6 +87,7 @@ def of_device(device: Device, now: float) -> dict[str, Any]:
         "on_dead": str(initiator.on_dead),
         "silent_s": max(0.0, now - initiator.heard) if initiator.dead or not initiator.up else 0.0,
         "waiting": initiator.waiting,
+        "withheld": initiator.withheld,
         "outstanding": initiator.outstanding(),
         "ghosts": initiator.ghosts,
         "quarantine_s": max(0.0, initiator.writes_from - now),

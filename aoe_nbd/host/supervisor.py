@@ -549,7 +549,7 @@ class Supervisor:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _users(self) -> list[str]:
-        return [] if self.state is None else holders.lasting(f"nbd{self.state.index}")
+        return [] if self.state is None else parting.users(self.folder, self.state.index)
 
     def _stop(self) -> None:
         """Told to end by a signal: the device is given back if nobody uses it, and else waits for the next supervisor."""

@@ -46,7 +46,7 @@ def test_what_is_under_way_ends_and_what_comes_waits() -> None:
     settle(lan)
     assert first.done
     assert not any(request.done for request in late)
-    assert initiator.waiting == 3
+    assert (initiator.waiting, initiator.withheld) == (3, 2)
     lan.pause(20.0)
     assert port.disk.sector(7) == A
     assert not initiator.dead

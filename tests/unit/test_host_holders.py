@@ -110,3 +110,18 @@ def test_who_stays_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_are_not_all_named() -> None:
     assert holders.sentence([f"m{i}" for i in range(10)]).endswith("m7 and 2 more")
     assert holders.sentence(["a", "b"]) == "a, b"
+
+
+@pytest.mark.parametrize(
+    ("user", "is_one"),
+    [
+        ("open in (udev-worker) (546)", True),
+        ("open in systemd-udevd (12)", True),
+        ("open in sync (77)", True),
+        ("open in rsync (77)", False),
+        ("open in qemu-system-x86 (546)", False),
+        ("mounted on /srv", False),
+    ],
+)
+def test_onlookers(user: str, is_one: bool) -> None:
+    assert holders.is_onlooker(user) is is_one

@@ -552,7 +552,7 @@ def test_told_to_end_and_not_flushed(world: World) -> None:
     assert "disconnect" not in world.did and world.folder.state() is not None
 
 
-@pytest.mark.parametrize("status", [{"quiesced": True, "waiting": 0}, {"fence": {"state": "yielded", "above": "b"}}])
+@pytest.mark.parametrize("status", [{"quiesced": True, "withheld": 0}, {"fence": {"state": "yielded", "above": "b"}}])
 def test_told_to_end_while_nothing_is_carried_out(world: World, attached: Supervisor, status: dict[str, Any]) -> None:
     """The bridge is quiesced, or another host has the disk: who flushed it would wait for ever."""
     world.status |= status
@@ -561,7 +561,7 @@ def test_told_to_end_while_nothing_is_carried_out(world: World, attached: Superv
 
 
 def test_what_waits_in_a_quiesced_bridge_is_not_given_up(world: World, attached: Supervisor) -> None:
-    world.status |= {"quiesced": True, "waiting": 3}
+    world.status |= {"quiesced": True, "withheld": 3}
     attached._stop()
     assert "disconnect" not in world.did and world.folder.state() is not None
 
