@@ -55,7 +55,7 @@ class Target:
         self.life, self.durable, self.reserves = life, durable, reserves
         self.up = True
         self.string, self.holders = b"", ()
-        self.content = [0] * SECTORS  # number of the guest's write
+        self.content = [0] * (SECTORS + 1)  # number of the guest's write; the last is not the guest's
 
     def end(self) -> None:
         self.up = False
@@ -273,8 +273,16 @@ class Life:
         return self.clock.now < host.cut_off_until or (not self.well and self.rng.random() < self.loss)
 
     def _unheard(self, host: Host, reply: bytes) -> bool:
-        """It is told that the target is there, and hardly anything else."""
-        return self.clock.now < host.deaf_until and len(reply) < 548 and (reply[19] == 1 or self.rng.random() < 0.8)
+        """It is not told whose the disk is, although all else is answered."""
+        return self.clock.now < host.deaf_until and reply[19] == Command.CONFIG
+
+    def _write_on(self, host: Host) -> None:
+        """Something on the source goes on writing, although the guest has left, and nothing seems to be wrong with the path."""
+        if host.initiator is not None and self.clock.now < host.deaf_until:
+            if host.initiator.waiting < 2 * DEPTH:
+                host.initiator.submit(Request(Kind.WRITE, SECTORS, 1, memoryview(bytearray(512))), self.clock.now)
+                host.work()
+            self.after(0.05, self._write_on, host)
 
     def send(self, host: Host, frame: bytes) -> None:
         header = parse_header(frame)
@@ -299,8 +307,8 @@ class Life:
         """The target writes."""
         if term < self.writing:
             raise Violation("late", f"a write of term {term} to sector {sector} after the first of term {self.writing}")
-        if number < self.guest.told[sector]:
-            told = self.guest.told[sector]
+        told = self.guest.told[sector] if sector < SECTORS else 0
+        if number < told:
             raise Violation("stale", f"write {number}, of term {term}, to sector {sector}, of which {told} is done")
 
     # -- trouble -----------------------------------------------------------------------------------------------------
@@ -316,6 +324,8 @@ class Life:
                 back = rng.choice((0.0, rng.uniform(0, 0.3), rng.uniform(0, 8)))
                 self.after(back, self._come_back, rng.random() < 0.5)
                 self._troubled(back)
+            case _ if now < host.deaf_until:
+                pass
             case 1:  # a host is cut off: not for as long as a GRACE, in which an owner must be heard
                 host.cut_off_until = now + rng.uniform(0.1, 3)
                 self._troubled(3)
@@ -362,8 +372,12 @@ class Life:
         if self.rng.random() < 0.3:
             source.deaf_until = self.clock.now + self.rng.uniform(2, 4)
             self._troubled(4)
-        self.guest.suspend()
+            self._write_on(source)
         self.moving_to, self.source = to, source
+        self.after(0.3, self._leave, source, to)
+
+    def _leave(self, source: Host, to: Host) -> None:
+        self.guest.suspend()
         self.terms += 1
         to.attach(self.terms)
         self.after(0.05, self._arriving, source, to, self.clock.now + 30)
