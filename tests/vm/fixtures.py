@@ -45,7 +45,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
     outcome: Any = yield
     report = outcome.get_result()
     if report.failed and HERE in item.path.parents:
-        item.stash[_FAILED] = True
+        item.stash[FAILED] = True
         for process in Process.running:
             report.sections.append((f"log of {process.name}", process.output()[-20000:]))
         for machine in Machine.running:
@@ -70,7 +70,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     terminalreporter.write_line(text)
 
 
-_FAILED = pytest.StashKey[bool]()
+FAILED = pytest.StashKey[bool]()
 _SHOWN = "shown"
 
 
@@ -149,7 +149,7 @@ def build_package(*options: str) -> Path:
 
 def _discard_after_failure(request: pytest.FixtureRequest, rack: Rack) -> None:
     """What a failed test has left in the machine is not the next one's trouble."""
-    if request.node.stash.get(_FAILED, False):
+    if request.node.stash.get(FAILED, False):
         rack.clear()
 
 

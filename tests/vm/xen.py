@@ -23,7 +23,7 @@ from lab import run
 from machine import IMAGES, PATIENCE, Machine, Segment
 
 DOMU = Path(__file__).parent / "domu"
-GUEST_MEMORY = 128  # MiB; most of the time of a migration goes with it
+GUEST_MEMORY = 96  # MiB; most of the time of a migration goes with it
 HOST_NAMES = ("alpha", "beta")
 
 _CONSOLES = "/var/log/xen/console"
