@@ -33,7 +33,7 @@ MAX_REQUEST = 32 << 20
 _RELEASE = 2.0  # s for giving an ownership back that is of no use
 TRIM_MOST = TRIM_ENTRIES * TRIM_RANGE  # sectors of one DATA SET MANAGEMENT block
 _SERIOUS = {"dead", "path-out", "path-down", "path-stranger", "refused"}
-_SERIOUS |= {"fence-conflict", "fence-foreign", "fence-lost", "fence-restored", "fence-yielded"}
+_SERIOUS |= {"fence-conflict", "fence-foreign", "fence-lost", "fence-refused", "fence-restored", "fence-yielded"}
 
 
 class DeviceError(OSError):
@@ -428,6 +428,9 @@ class Device:
         initiator = self.initiator
         if not initiator.quiesced:
             return "it was resumed meanwhile"
+        fence = initiator.fence
+        if fence is not None and fence.phase in (Phase.YIELDED, Phase.LOST):
+            return f"it is {fence.phase}, and its requests wait for {fence.above}"
         if initiator.dead or not initiator.up:
             return (
                 f"the target does not answer, and writes to it may be on their way ({initiator.waiting} requests wait)"

@@ -290,6 +290,9 @@ class Fence:
             return False
         if not self._refusals:
             self._refusals = True
+            self._tell(
+                "fence-refused", "the target refuses requests, for it is reserved for another host: looking whose it is"
+            )
             self._look_again(now)
             self._weigh()
         return True

@@ -232,6 +232,18 @@ def test_a_dead_host(
     assert process.popen.poll() is None
 
 
+def test_a_bridge_that_ends_frees_the_disk(
+    disk: Path, vblade: Start, raw: Raw, bridge: Callable[..., Bridge], lan: Lan
+) -> None:
+    """One that somebody has started by hand, and ends: it is not to be started anew by anybody."""
+    vblade(disk)
+    raw.ask(raw.config(4, FREE))
+    process = bridge(host=lan.hosts[0], target="e1.0", fence="enforce", owner="a")
+    assert record(raw) == Record.parse(b"aoe-nbd epoch=2 owner=a tag=- state=held")
+    assert process.stop() == 0
+    assert record(raw) == Record.parse(b"aoe-nbd epoch=3 owner=a tag=- state=free")
+
+
 def test_the_next_bridge_does_not_take_the_disk_back(
     disk: Path, our_target: Start, raw: Raw, owner: Callable[..., Owner]
 ) -> None:
