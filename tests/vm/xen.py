@@ -151,7 +151,7 @@ class Guest:
         if line.startswith("@record "):
             self.records.append(Record(int(line.split()[1]), time.monotonic()))
             return
-        if line.startswith("@error"):
+        if line.startswith("@error") or "I/O error" in line or "EXT4-fs error" in line:
             self.errors.append(line)
         self._lines.append(line)
 
