@@ -39,12 +39,14 @@ KEEPALIVE = 5.0  # a path that is up is asked this often to IDENTIFY (has it gro
 FENCE_POLL = 0.5  # between looks at the record of the owner
 FENCE_RETRY = 0.2  # the same while something is to be found out or changed
 FENCE_LEASE = 1.5  # that a look at it is good for: three, so that one may get lost
-FENCE_GRACE = 5.0  # after a target lost its memory, in which who knows better has seen that it is back, on a busy host too
+FENCE_GRACE = 5.0  # after a target lost its memory, in which who knows better sees that it is back, on a busy host too
 FENCE_RESERVE = 1.0  # that a target has to answer Reserve/Release; who does not know it may keep silent
 
 DEAD_AFTER = 5.0  # no answer from any path for so long: the target is dead (what then happens is the policy's business)
 SIZE_SAFE = 2  # sectors that fit any Ethernet: larger frames must first be seen to get through
-SIZE_LOSSES = 3  # of the largest frames in a row, while the path is alive, until they are made smaller
+SIZE_LOSSES = (
+    6  # of the largest frames in a row, while the path is alive, until they are made smaller (three are chance)
+)
 SIZE_RETRY_FIRST = 1.0  # larger frames are tried again after this time, doubled up to
 SIZE_RETRY_MOST = 60.0
 
