@@ -44,9 +44,7 @@ FENCE_RESERVE = 1.0  # that a target has to answer Reserve/Release; who does not
 
 DEAD_AFTER = 5.0  # no answer from any path for so long: the target is dead (what then happens is the policy's business)
 SIZE_SAFE = 2  # sectors that fit any Ethernet: larger frames must first be seen to get through
-SIZE_LOSSES = (
-    6  # of the largest frames in a row, while the path is alive, until they are made smaller (three are chance)
-)
+SIZE_LOSSES = 6  # of the largest frames in a row, on a live path, until they are made smaller (three may be chance)
 SIZE_RETRY_FIRST = 1.0  # larger frames are tried again after this time, doubled up to
 SIZE_RETRY_MOST = 60.0
 
