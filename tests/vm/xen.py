@@ -41,10 +41,19 @@ vif = [ "bridge=guests" ]
 on_poweroff = "destroy"
 on_crash = "preserve"
 """
-_KERNEL = f"""
+KERNEL_OF_HOST = f"""
 kernel = "{inside(IMAGES / "vmlinux")}"
 ramdisk = "{inside(IMAGES / "domu")}"
 extra = "console=hvc0 quiet mitigations=off init_on_alloc=0"
+"""
+KERNEL_OF_GUEST = 'bootloader = "pygrub"'
+_MENU = """
+default 0
+timeout 0
+title the kernel of the lab
+root (hd0)
+kernel /boot/vmlinuz console=hvc0 quiet mitigations=off init_on_alloc=0 by=pygrub
+initrd /boot/initrd
 """
 
 
@@ -68,11 +77,14 @@ def start_hosts(segment: Segment, package: Path) -> list[Machine]:
 
 
 def make_root(disk: Path, mib: int) -> None:
-    """A guest's root file system on a new disk of that size in MiB: busybox, and what `domu` has."""
+    """A guest's root file system on a new disk of that size in MiB: busybox, what `domu` has, and a kernel for pygrub."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("bin", "sbin", "boot", "dev", "proc", "sys", "run", "tmp"):
-            (root / name).mkdir()
+        for name in ("bin", "sbin", "boot/grub", "dev", "proc", "sys", "run", "tmp"):
+            (root / name).mkdir(parents=True)
+        shutil.copy(IMAGES / "vmlinuz", root / "boot" / "vmlinuz")
+        shutil.copy(IMAGES / "domu", root / "boot" / "initrd")
+        (root / "boot" / "grub" / "menu.lst").write_text(_MENU)
         busybox = shutil.copy("/bin/busybox", root / "bin" / "busybox")
         for applet in run(busybox, "--list").split():
             if applet != "busybox":
@@ -112,7 +124,7 @@ class Move:
 class Guest:
     """A guest of one of the hosts; `port` is the number of the one where it runs."""
 
-    def __init__(self, hosts: list[Machine], name: str, disk: str, boot: str = _KERNEL) -> None:
+    def __init__(self, hosts: list[Machine], name: str, disk: str, boot: str = KERNEL_OF_HOST) -> None:
         self.hosts, self.name, self.port = hosts, name, 0
         self.config = f"/etc/xen/{name}.cfg"
         self._text = _CONFIG.format(name=name, memory=GUEST_MEMORY, disk=disk, boot=boot)
