@@ -23,7 +23,7 @@ BENCH_PACKAGES=(linux-perf python3-matplotlib qemu-block-extra tgt)
 # What the VM lab is built and run with; what is in every machine of it; what is in one that can do all, besides.
 VM_PACKAGES=(
     busybox-static cpio e2fsprogs iproute2 kmod mmdebstrap qemu-system-x86 vblade
-    bison flex gcc libc6-dev make
+    bison flex gcc libc6-dev make xz-utils
 )
 PLAIN_PACKAGES=(dbus e2fsprogs fdisk fio iproute2 kmod procps python3 systemd-sysv udev)
 GUEST_PACKAGES=(
