@@ -338,7 +338,7 @@ class Supervisor:
 
     def _ask(self, verb: str, **args: Any) -> dict[str, Any]:
         """Ask the bridge. Raises ControlError."""
-        return control.Client(self.folder.control, f"bridge of {self.address}").ask(verb, **args)
+        return parting.client(self.folder).ask(verb, **args)
 
     def _look(self) -> None:
         """See how the bridge does: whether its target is silent, or has grown; and whether the device is ours still."""
