@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,11 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 @pytest.fixture
 def script(xenstored: Xenstored, host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], int]:
-    """script(action, XENBUS_PATH): its exit status."""
+    """script(action, XENBUS_PATH): its exit status. Every call is as young as a process of its own would be."""
 
     def run(action: str, path: str) -> int:
+        began = time.monotonic()
+        monkeypatch.setattr(face, "_age", lambda: time.monotonic() - began)
         monkeypatch.setattr(sys, "argv", ["block-aoe", action])
         monkeypatch.setenv("XENBUS_PATH", path)
         return face.main()
@@ -274,12 +277,23 @@ def test_it_gives_up_before_libxl_kills_it(
             raise
 
     monkeypatch.setattr(face, "attach", attach)
-    monkeypatch.setattr(face, "LIMIT", face._age() + 0.1)
+    monkeypatch.setattr(face, "LIMIT", 1.0)
     xenstored.domain(5, "d1", UUID)
     path = xenstored.vbd(5, DISK, "e1.0")
     assert script("add", path) == 1
     assert xenstored.says(path)["hotplug-error"].startswith("not done within ")
     assert undone == [xenstored.says(path)["hotplug-error"]]
+
+
+def test_the_limit_counts_from_the_process_start() -> None:
+    """Python's own start is in it, and what the calling shell did before the exec."""
+    code = "import time; from aoe_nbd.cli import xen; a = xen._age(); time.sleep(0.5); print(a, xen._age())"
+    begun = time.monotonic()
+    said = subprocess.run(
+        ["sh", "-c", f"sleep 1; exec {sys.executable} -c '{code}'"], cwd=ROOT, capture_output=True, text=True
+    )
+    first, second = map(float, said.stdout.split())
+    assert 1.0 <= first <= second - 0.5 <= time.monotonic() - begun
 
 
 def test_no_such_action_or_path(script: Script, xenstored: Xenstored, capsys: pytest.CaptureFixture[str]) -> None:
