@@ -756,6 +756,9 @@ class Initiator:
             self.add_path(link, like.local, source, like.mtu, config, now)
             return None
         path.heard = now
+        if config.buffer_count > path.buffers:  # anything with tag 0 passes for an announcement: more must be asked for
+            self._ask(path, Kind.QUERY)
+            config = replace(config, buffer_count=path.buffers)
         path.configured(config, now)
         if path.state is not PathState.DOWN:
             if path.state in (PathState.UP, PathState.OUT):

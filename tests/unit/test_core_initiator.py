@@ -53,9 +53,9 @@ def lose(count: int) -> Callable[[bytes], bool]:
     return drop
 
 
-def announcement(source: bytes = REMOTE, sectors: int = 2) -> bytes:
+def announcement(source: bytes = REMOTE, sectors: int = 2, buffers: int = 16) -> bytes:
     head = build_header(b"\xff" * 6, source, 1, 0, Command.CONFIG, 0, RESPONSE)
-    return head + Config(sector_count=sectors, buffer_count=16).build()
+    return head + Config(sector_count=sectors, buffer_count=buffers).build()
 
 
 def silent() -> tuple[Lan, Scripted, Initiator]:
@@ -428,6 +428,23 @@ def test_an_announcement_makes_us_look_again_before_anything_else_goes_there() -
     assert initiator.paths[0].state is PathState.NEW
     lan.write(0, A)
     assert [f[27] for f in lan.requests()][:2] == [Ata.IDENTIFY, Ata.WRITE_EXT]
+
+
+def test_an_announcement_may_lower_the_buffers_but_only_an_answer_raises_them() -> None:
+    """Whatever arrives with tag 0 passes for one, a reply with a flipped bit as well."""
+    lan = Lan()
+    port = lan.target(buffers=2)
+    initiator = lan.attach()
+    path = initiator.paths[0]
+    lan.hear(LINK, announcement(buffers=64))
+    assert (path.state, path.buffers) == (PathState.NEW, 2)
+    lan.run(lambda: path.up)
+    assert path.buffers == 2
+    lan.hear(LINK, announcement(buffers=1))
+    assert path.buffers == 1
+    port.lun.buffers = 8  # it has been started anew with more
+    lan.hear(LINK, announcement(buffers=8))
+    lan.run(lambda: path.up and path.buffers == 8, most=0.1)
 
 
 def test_an_identity_is_pinned_and_does_not_follow_the_target() -> None:
