@@ -164,7 +164,7 @@ def _of_lun(families: _Families, bridge: Mapping[str, Any], lun: Mapping[str, An
         1,
     )
     families.gauge("fence_epoch", "Number of our record of its owner", *this, fence.get("epoch", 0))
-    families.gauge("fenced", "Whether another host has taken it over", *this, fence["state"] in ("yielded", "lost"))
+    families.gauge("fenced", "Whether another host has taken it over", *this, bool(fence.get("taken_over")))
     families.gauge("read_only", "Whether it cannot be written", *this, lun["read_only"])
     families.gauge("size_bytes", "Capacity", *this, lun["size_bytes"])
     families.gauge("requests_waiting", "Clients' requests that are not done", *this, lun["waiting"])

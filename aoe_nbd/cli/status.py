@@ -126,7 +126,7 @@ def state_of(lun: Mapping[str, Any]) -> str:
 
 def fenced(lun: Mapping[str, Any]) -> bool:
     """Whether another host has taken it over."""
-    return (lun.get("fence") or {}).get("state") in ("yielded", "lost")
+    return bool((lun.get("fence") or {}).get("taken_over"))
 
 
 def _owner(fence: Mapping[str, Any]) -> str:

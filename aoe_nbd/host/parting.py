@@ -7,6 +7,7 @@ for ever, and need not: for a device that nobody has open has nothing that is no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import control, disks, holders
@@ -23,37 +24,42 @@ def client(folder: Folder) -> control.Client:
 
 def parted(folder: Folder) -> str:
     """Why nothing is written any more: the disk is "quiesced", "yielded", "lost", "left", or not (""), or nobody knows ("")."""
-    return _parted(_lun(folder))
+    return _parted(_asked(folder))
 
 
-def _lun(folder: Folder) -> dict[str, Any]:
-    try:
-        luns = client(folder).ask("status").get("luns") or [{}]
-    except control.ControlError:
-        return {}
+def lun(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The one LUN of a bridge's status."""
+    luns = status.get("luns") or [{}]
     return dict(luns[0])
 
 
-def _parted(lun: dict[str, Any]) -> str:
-    state = (lun.get("fence") or {}).get("state", "")
-    if state in ("yielded", "lost", "left"):
-        return str(state)
+def _asked(folder: Folder) -> dict[str, Any]:
+    try:
+        return lun(client(folder).ask("status"))
+    except control.ControlError:
+        return {}
+
+
+def _parted(lun: Mapping[str, Any]) -> str:
+    fence = lun.get("fence") or {}
+    if fence.get("taken_over") or fence.get("state") == "left":
+        return str(fence["state"])
     return "quiesced" if lun.get("quiesced") else ""
 
 
 def obstacle(folder: Folder, index: int) -> str:
     """Have /dev/nbd<index> flushed if that can be. Returns why the disk cannot be given back yet; "" if it can."""
-    lun = _lun(folder)
-    why = _parted(lun)
+    found = _asked(folder)
+    why = _parted(found)
     if not why and not disks.flush(index, in_vain=lambda: bool(parted(folder))):
-        lun = _lun(folder)
-        why = _parted(lun)
+        found = _asked(folder)
+        why = _parted(found)
         if not why:
             return (
                 f"/dev/nbd{index} could not be flushed: its target may be dead, see `aoe-nbd status {folder.address}`"
             )
-    if why == "quiesced" and lun.get("withheld"):
-        return f"{lun['withheld']} writes wait in the quiesced bridge: `aoe-nbd resume {folder.address}` first"
+    if why == "quiesced" and found.get("withheld"):
+        return f"{found['withheld']} writes wait in the quiesced bridge: `aoe-nbd resume {folder.address}` first"
     return ""
 
 

@@ -104,11 +104,12 @@ def of_fence(initiator: Initiator) -> dict[str, Any]:
     """Who owns the LUN, as far as it is guarded. `record` is ours, `above` the one that overrides it."""
     fence = initiator.fence
     if fence is None:
-        return {"mode": "off", "state": "off"}
+        return {"mode": "off", "state": "off", "taken_over": False}
     record, above = fence.record, fence.above
     return {
         "mode": str(fence.mode),
         "state": str(record.state if record is not None and fence.phase is Phase.HOLDING else fence.phase),
+        "taken_over": fence.phase in (Phase.YIELDED, Phase.LOST),
         "reserves": fence.enforcing,
         "open": fence.closes_at > time.monotonic(),
         "host": fence.host,

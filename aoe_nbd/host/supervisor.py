@@ -358,20 +358,20 @@ class Supervisor:
         self._show(lambda root: sysfsview.write(status, root))
         if self.linked and not status.get("clients"):
             self._unlink(queue.TIMEOUT)  # somebody else has taken the device from us, or the bridge's end of it is gone
-        lun = _lun(status)
+        lun = parting.lun(status)
         self.held = lun.get("state") != "up" and lun.get("on_dead") == "hold"
         if not self.linked:
             return
-        self.fenced = fence if (fence := str((lun.get("fence") or {}).get("state"))) in ("yielded", "lost") else ""
-        self._fail(self._whose(lun) if self.fenced else "")
+        fence = lun.get("fence") or {}
+        self.fenced = fence["state"] if fence.get("taken_over") else ""
+        self._fail(self._whose(fence) if self.fenced else "")
         if self.held != self._loose:
             self._reconfigure(timeout=queue.TIMEOUT if self.held else 0)
         if lun.get("size_bytes", 0) > self.state.size and not self.held and not self.fenced:
             self._drain()  # and the next link has the new size
 
     @staticmethod
-    def _whose(lun: Mapping[str, Any]) -> str:
-        fence = lun["fence"]
+    def _whose(fence: Mapping[str, Any]) -> str:
         then = "requests wait" if fence["state"] == "yielded" else "requests fail: detach it here"
         return f"taken over by {fence['above'] or 'another host'}; {then}"
 
@@ -411,7 +411,7 @@ class Supervisor:
 
     def _identity(self) -> list[str]:
         """What must stay the same of a disk. Raises ControlError."""
-        found = _lun(self._ask("status")).get("identity", {})
+        found = parting.lun(self._ask("status")).get("identity", {})
         return [str(found.get(name, "")) for name in ("model", "serial", "wwn")]
 
     def _objection(self, connection: handshake.Connection, identity: list[str]) -> str | None:
@@ -699,9 +699,3 @@ def _sentence(error: OSError) -> str:
 
 def _never() -> bool:
     return False
-
-
-def _lun(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The one LUN of a bridge's status."""
-    luns = status.get("luns") or [{}]
-    return dict(luns[0])

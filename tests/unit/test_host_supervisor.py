@@ -552,7 +552,9 @@ def test_told_to_end_and_not_flushed(world: World) -> None:
     assert "disconnect" not in world.did and world.folder.state() is not None
 
 
-@pytest.mark.parametrize("status", [{"quiesced": True, "withheld": 0}, {"fence": {"state": "yielded", "above": "b"}}])
+@pytest.mark.parametrize(
+    "status", [{"quiesced": True, "withheld": 0}, {"fence": {"state": "yielded", "taken_over": True, "above": "b"}}]
+)
 def test_told_to_end_while_nothing_is_carried_out(world: World, attached: Supervisor, status: dict[str, Any]) -> None:
     """The bridge is quiesced, or another host has the disk: who flushed it would wait for ever."""
     world.status |= status
@@ -567,10 +569,10 @@ def test_what_waits_in_a_quiesced_bridge_is_not_given_up(world: World, attached:
 
 
 def test_a_disk_that_was_taken_over_is_a_problem(world: World, attached: Supervisor) -> None:
-    world.status["fence"] = {"state": "yielded", "above": "b (epoch 2, moving)"}
+    world.status["fence"] = {"state": "yielded", "taken_over": True, "above": "b (epoch 2, moving)"}
     until(attached, lambda: bool(attached.fenced))
     assert attached.describe()["problem"] == "taken over by b (epoch 2, moving); requests wait"
-    world.status["fence"] = {"state": "held", "above": ""}
+    world.status["fence"] = {"state": "held", "taken_over": False, "above": ""}
     until(attached, lambda: not attached.fenced)
     assert attached.describe()["problem"] == ""
 
