@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The engine's threads on a real socket: who receives the answers, and that nobody is left waiting for one."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aoe_nbd.device import Device
+from aoe_nbd.engine import Engine
+from aoe_nbd.link import Accept, Link
+from aoe_nbd.wire.address import Address
+from lab import PATIENCE, Host, Process, write_random
+
+SIZE = 4 << 20
+BLOCK = 4096
+
+
+@pytest.fixture
+def mtu() -> int:
+    return 9000
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    write_random(path, SIZE, seed=1)
+    return path
+
+
+@pytest.fixture
+def device(disk: Path, initiator: Host, vblade: Callable[..., Process]) -> Iterator[Device]:
+    vblade(disk, "-b", 64)
+    with initiator.entered():
+        engine = Engine([Link(initiator.interface, Accept.RESPONSES)])
+        device = Device(engine, Address(1, 0))
+        device.open(PATIENCE)
+        engine.start()
+    yield device
+    engine.stop()
+
+
+@pytest.fixture
+def receivers(device: Device, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many answers to reads each thread has booked, by its name."""
+    found: Counter[str] = Counter()
+    initiator = device.initiator
+    receive = initiator.receive
+
+    def counted(*args: object) -> None:
+        before = sum(initiator.served)
+        receive(*args)  # type: ignore[arg-type]
+        found[threading.current_thread().name] += sum(initiator.served) - before
+
+    monkeypatch.setattr(initiator, "receive", counted)
+    return found
+
+
+def read(device: Device, disk: bytes, place: int) -> None:
+    buffer = bytearray(BLOCK)
+    device.read(memoryview(buffer), place)
+    assert buffer == disk[place : place + BLOCK]
+
+
+def places(count: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(SIZE // BLOCK) * BLOCK for _ in range(count)]
+
+
+def callers(number: int, work: Callable[[int], None]) -> None:
+    """Run work(0) … work(number - 1) at once. Fails with the first error, or if one does not end."""
+    errors: list[BaseException] = []
+
+    def run(k: int) -> None:
+        try:
+            work(k)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(k,), name=f"caller {k}", daemon=True) for k in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread.name} waits for ever"
+    if errors:
+        raise errors[0]
+
+
+def test_who_is_alone_receives_its_own_answers(device: Device, disk: Path, receivers: Counter[str]) -> None:
+    """But for those that come before he is ready to wait: the I/O thread has them then."""
+    content = disk.read_bytes()
+    for place in places(500, seed=1):
+        read(device, content, place)
+    assert receivers.total() == 500
+    assert receivers[threading.current_thread().name] > 0
+
+
+def test_several_are_served_by_the_io_thread(device: Device, disk: Path, receivers: Counter[str]) -> None:
+    """Or by one of them, at a moment when he is alone."""
+    content = disk.read_bytes()
+
+    def work(k: int) -> None:
+        for place in places(500, seed=k):
+            read(device, content, place)
+
+    callers(4, work)
+    assert receivers.total() == 2000
+    assert receivers["aoe-io"] > 0
+
+
+def test_coming_and_going_leaves_nobody_waiting(device: Device, disk: Path) -> None:
+    """Every change between alone and not alone, over and over: whoever receives an answer wakes the one who waits for it."""
+    content = disk.read_bytes()
+    gate = threading.Barrier(3)
+
+    def work(k: int) -> None:
+        rng = random.Random(k)
+        for place in places(1500, seed=k):
+            if rng.random() < 0.05:
+                gate.wait(PATIENCE)  # all of them at once
+            read(device, content, place)
+
+    def meet(k: int) -> None:
+        try:
+            work(k)
+        except threading.BrokenBarrierError:
+            pass
+        finally:
+            gate.abort()
+
+    callers(3, meet)
+    assert device.initiator.waiting == 0
