@@ -126,12 +126,15 @@ def run(args: argparse.Namespace) -> None:
         disk = folder / "disk"
         write_random(disk, SIZE, seed=1)
         places = Places(folder, pin=False)
-        with Aoe(places, 9000, args.target, disk) as stack:
+        with (
+            Aoe(places, 9000, args.target, disk) as stack,
+            Aoe(places, 9000, args.target, disk, bridges=0) as alone,  # on the floor's LAN a bridge would see its frames
+        ):
             load = partial(stack.load, way, order="random", size=SIZE)
             load(seconds=_WARM, request=BLOCK, depth=1)
             sections = [
                 _stages(stack, folder, way, args.rounds),
-                _less(stack, places, way, args.rounds),
+                _less(stack, alone, places, way, args.rounds),
                 _profile(stack, way),
             ]
     for section in sections:
@@ -289,7 +292,7 @@ def pwrite(h, buf, offset, flags): pins.pin()
 """
 
 
-def _less(stack: Aoe, places: Places, way: str, rounds: int) -> report.Section:
+def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> report.Section:
     """The same, not traced, through less than all of it."""
     idle = places.file("idle", "py")
     idle.write_text(_IDLE.format(root=str(ROOT), size=SIZE))
@@ -317,7 +320,7 @@ def _less(stack: Aoe, places: Places, way: str, rounds: int) -> report.Section:
     )
     for depth in (1, 32):
         sides = {name: partial(load, name, depth) for name in sockets}
-        floor = partial(stack.floor, way, 1.0, SIZE, BLOCK // 512, depth, "random")
+        floor = partial(alone.floor, way, 1.0, SIZE, BLOCK // 512, depth, "random")
         runs = interleave(rounds, {"AoE alone, the C floor": floor, **sides})
         for name, found in runs.items():
             own, client = ("floor", "") if name not in sockets else ("server", "client")

@@ -24,13 +24,16 @@ def measure(bench: Bench) -> Section:
     everything: dict[str, list[Run]] = {}
     for mtu in (9000, 1500):
         for who in ("ours",) if bench.quick else ("vblade", "ours"):
-            with Aoe(bench.places, mtu, who, bench.disk) as stack:
+            with (  # a LAN each: on the floor's, a bridge would be woken by every frame that it gets
+                Aoe(bench.places, mtu, who, bench.disk, bridges=0) as alone,
+                Aoe(bench.places, mtu, who, bench.disk) as stack,
+            ):
                 for way in ("read", "write"):
                     name = f"{who}, {mtu}, {way}"
                     runs = bench.interleave(
                         f"floor: {name}",
                         {
-                            "floor": partial(stack.floor, way, bench.seconds, bench.size, sectors_of(mtu)),
+                            "floor": partial(alone.floor, way, bench.seconds, bench.size, sectors_of(mtu)),
                             "bridge": partial(stack.load, way, bench.seconds, REQUEST, DEPTH, size=bench.size),
                         },
                     )
