@@ -84,7 +84,7 @@ def test_who_only_reads_owns_nothing(string: bytes) -> None:
     device = attach(lan, read_only=True)
     device.read(memoryview(bytearray(512)), 0)
     assert (port.lun.state.config, port.lun.state.reserved) == (string, [])
-    assert report.of_fence(device.initiator) == {"mode": "off", "state": "off"}
+    assert report.of_fence(device.initiator) == {"mode": "off", "state": "off", "taken_over": False}
 
 
 def test_leave_frees_it() -> None:
