@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,13 @@ from lab import MIB, ROOT, write_random
 from . import common, report
 from .measure import Failed, Run, compile_tools, interleave, median, observe, plain, tool
 from .rows import others
-from .stacks import Aoe, Places
+from .stacks import Aoe, Places, sectors_of
 
 HELP = "where each microsecond of a 4k read goes, and a profile of the busy bridge"
+MTU = 9000
+_FLOOR = "AoE alone, the C floor"
 SIZE, BLOCK = 64 * MIB, 4096
+STREAM, STREAM_DEPTH = 256 << 10, 16  # nbdcopy's request size, nbdkit's threads
 _WARM, _TRACED, _PROFILED, _LONG = 0.5, 0.5, 1.5, 120.0  # s: before a trace, of it, of a profile; more than any of them
 _CALLS = {  # numbers of the system calls that matter, which perf tells by number
     "x86_64": {
@@ -127,15 +130,16 @@ def run(args: argparse.Namespace) -> None:
         write_random(disk, SIZE, seed=1)
         places = Places(folder, pin=False)
         with (
-            Aoe(places, 9000, args.target, disk) as stack,
-            Aoe(places, 9000, args.target, disk, bridges=0) as alone,  # on the floor's LAN a bridge would see its frames
+            Aoe(places, MTU, args.target, disk) as stack,
+            Aoe(places, MTU, args.target, disk, bridges=0) as alone,  # on the floor's LAN a bridge would see its frames
         ):
             load = partial(stack.load, way, order="random", size=SIZE)
             load(seconds=_WARM, request=BLOCK, depth=1)
             sections = [
                 _stages(stack, folder, way, args.rounds),
-                _less(stack, alone, places, way, args.rounds),
-                _profile(stack, way),
+                *_less(stack, alone, places, way, args.rounds),
+                _profile(stack, way, "random", BLOCK, 32),
+                _profile(stack, way, "sequential", STREAM, STREAM_DEPTH),
             ]
     for section in sections:
         results[section.name] = section.runs
@@ -292,8 +296,8 @@ def pwrite(h, buf, offset, flags): pins.pin()
 """
 
 
-def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> report.Section:
-    """The same, not traced, through less than all of it."""
+def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> list[report.Section]:
+    """The same, not traced, through less than all of it; and a stream likewise."""
     idle = places.file("idle", "py")
     idle.write_text(_IDLE.format(root=str(ROOT), size=SIZE))
     sockets = {
@@ -309,9 +313,13 @@ def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> repo
         zip(sockets, (stack.processes[name] for name in ("nbdkit memory", "nbdkit idle", "bridge")), strict=True)
     )
 
-    def load(name: str, depth: int) -> Run:
-        words = (places.folder / "nbdload", way, "random", BLOCK, depth, 1.0, SIZE, sockets[name])
+    def load(name: str, order: str, request: int, depth: int) -> Run:
+        words = (places.folder / "nbdload", way, order, request, depth, 1.0, SIZE, sockets[name])
         return observe({"server": pids[name]}, lambda: tool([*stack.client(), *words], "client"))
+
+    def runs(order: str, request: int, depth: int, floor: Callable[[], Run]) -> dict[str, list[Run]]:
+        sides = {name: partial(load, name, order, request, depth) for name in sockets}
+        return interleave(rounds, {_FLOOR: floor, **sides})
 
     section = report.Section(
         "less",
@@ -319,25 +327,48 @@ def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> repo
         ("through", "depth", "round trip us: mean", "p50", "operations/s", "CPU us an operation", "its client's"),
     )
     for depth in (1, 32):
-        sides = {name: partial(load, name, depth) for name in sockets}
-        floor = partial(alone.floor, way, 1.0, SIZE, BLOCK // 512, depth, "random")
-        runs = interleave(rounds, {"AoE alone, the C floor": floor, **sides})
-        for name, found in runs.items():
-            own, client = ("floor", "") if name not in sockets else ("server", "client")
+        found = runs("random", BLOCK, depth, partial(alone.floor, way, 1.0, SIZE, BLOCK // 512, depth, "random"))
+        for name, those in found.items():
             section.lines.append(
                 [
                     name,
                     str(depth),
-                    median([run.seconds / run.operations * 1e6 * depth for run in found], 1),
-                    median([run.figures["p50_us"] for run in found], 1),
-                    median([run.operation_rate for run in found]),
-                    median([run.cpu_per_million(own) for run in found], 1),
-                    median([run.cpu_per_million(client) for run in found], 1) if client else "",
+                    median([run.seconds / run.operations * 1e6 * depth for run in those], 1),
+                    median([run.figures["p50_us"] for run in those], 1),
+                    median([run.operation_rate for run in those]),
+                    median([run.cpu_per_million(_server(name)) for run in those], 1),
+                    median([run.cpu_per_million("client") for run in those], 1) if name != _FLOOR else "",
                 ]
             )
-        section.runs[f"depth {depth}"] = plain(runs)
-        section.notes = [others(runs)]
-    return section
+        section.runs[f"depth {depth}"] = plain(found)
+        section.notes = [others(found)]
+
+    stream = report.Section(
+        "stream",
+        f"A stream of {way}s through less",
+        ("through", "MB/s", "CPU s/GiB", "its client's"),
+    )
+    found = runs("sequential", STREAM, STREAM_DEPTH, partial(alone.floor, way, 1.0, SIZE, sectors_of(MTU)))
+    for name, those in found.items():
+        stream.lines.append(
+            [
+                name,
+                median([run.rate for run in those]),
+                median([run.cpu_per_gib(_server(name)) for run in those], 2),
+                median([run.cpu_per_gib("client") for run in those], 2) if name != _FLOOR else "",
+            ]
+        )
+    stream.runs = plain(found)
+    stream.notes = [
+        f"{STREAM_DEPTH} requests of {STREAM >> 10} KiB under way; an idle Python plugin only hands nbdkit's buffer back",
+        others(found),
+    ]
+    return [section, stream]
+
+
+def _server(name: str) -> str:
+    """What the process that is measured is called among a run's CPU times."""
+    return "floor" if name == _FLOOR else "server"
 
 
 # -- profile ---------------------------------------------------------------------------------------------------------
@@ -357,10 +388,10 @@ _KINDS = (  # (what it is, functions that tell it by being anywhere in the stack
 _LIBRARIES = {"libpython": "Python's interpreter", "_multiarray": "numpy", "libc.": "libc", "nbdkit": "nbdkit"}
 
 
-def _profile(stack: Aoe, way: str) -> report.Section:
+def _profile(stack: Aoe, way: str, order: str, request: int, depth: int) -> report.Section:
     """Where the busy bridge's CPU time goes, by what it is for."""
     data = stack.places.folder / "profile.data"
-    words = [stack.places.folder / "nbdload", way, "random", BLOCK, 32, _LONG, SIZE, stack.sockets[0]]
+    words = [stack.places.folder / "nbdload", way, order, request, depth, _LONG, SIZE, stack.sockets[0]]
     client = subprocess.Popen([*stack.client(), *map(str, words)], stdout=subprocess.DEVNULL)
     bridge = stack.processes["bridge"]
     try:
@@ -372,8 +403,8 @@ def _profile(stack: Aoe, way: str) -> report.Section:
         client.wait()
     samples = _perf("script", "-i", data, "-F", "ip,sym,dso").strip().split("\n\n")
     kinds = Counter(kind(sample) for sample in samples)
-    title = f"The busy bridge: 4k {way}s at depth 32, its CPU time by what it is for"
-    section = report.Section("profile", title, ("what", "share"))
+    title = f"The busy bridge: {order} {way}s of {request >> 10} KiB at depth {depth}, its CPU time by what it is for"
+    section = report.Section(f"profile-{order}", title, ("what", "share"))
     section.lines = [[name, f"{count / len(samples):.1%}"] for name, count in kinds.most_common()]
     section.runs = {"samples": kinds}
     section.notes = [f"{len(samples)} samples of its CPU time by perf; the kernel's share is with what asked for it"]
