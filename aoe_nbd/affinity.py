@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""On which CPUs the bridge runs: on one while its requests are small, on all while they are large.
+"""On which CPU the bridge runs: on one, and on another when that one has more room.
 
-A small request is mostly Python, whose lock lets one thread run at a time; where that lock moves between CPUs, each
-request costs up to twice the time. A large one is mostly copying by the kernel, which CPUs do side by side.
+Python's lock lets one thread run at a time. Where it passes from CPU to CPU with every request, and what the threads share
+with it, a request costs up to twice the CPU time, however large it is. The kernel moves others away from a CPU that is
+busy, but not two bridges from each other: so look from time to time how much of each CPU others have.
 """
 
 from __future__ import annotations
@@ -10,52 +11,79 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import random
 import time
+from pathlib import Path
 from typing import Literal
 
 log = logging.getLogger("aoe_nbd")
 
-_LARGE, _SMALL = 96 << 10, 48 << 10  # bytes of the mean request, above and below which it changes
-_WEIGHT = 1 / 32  # of the latest request in the mean
-_CALM = 0.1  # s from one change to the next, at least
+STAT = Path("/proc/stat")
+_EVERY = 1.0  # s from one look to the next, more or less: bridges that begin together must not move together
+_ROOM = 0.25  # of a CPU: how much more of ours than of another's others must have, for us to move there
+_FOREVER = float("inf")
 
 
 class Affinity:
-    """`start` it where the threads are about to be made, and tell it of every request."""
+    """`start` it where the threads are about to be made, and have it `look` at every request."""
 
     def __init__(self, cpu: int | Literal["auto", "one", "all"]) -> None:
         self._choice = cpu
-        self._all = os.sched_getaffinity(0)
-        self._one = self._all
-        self._mean = 0.0  # bytes of a request, lately
-        self._narrow = True
-        self._changed = float("-inf")
+        self._allowed = os.sched_getaffinity(0)
+        self._cpu = -1
+        self._next = _FOREVER
+        self._seen: tuple[float, float, dict[int, float]] | None = None  # when, our CPU time, every CPU's
 
     def start(self) -> None:
         """Choose the CPU: that which was asked for, or that which the scheduler has put us on."""
         if self._choice == "all":
             return
-        chosen = ctypes.CDLL(None).sched_getcpu() if isinstance(self._choice, str) else self._choice
+        self._cpu = ctypes.CDLL(None).sched_getcpu() if isinstance(self._choice, str) else self._choice
         try:
-            os.sched_setaffinity(0, {chosen})
+            os.sched_setaffinity(0, {self._cpu})
         except OSError as error:
-            log.warning("cpu=%s cannot be used: %s", chosen, error.strerror)
-            self._choice = "all"
-        self._one = {chosen}
-
-    def request(self, size: int) -> None:
-        """A request of `size` bytes has come."""
-        self._mean += (size - self._mean) * _WEIGHT
-        if self._choice == "auto" and (self._mean > _LARGE if self._narrow else self._mean < _SMALL):
-            self._change()
-
-    def _change(self) -> None:
-        now = time.monotonic()
-        if now < self._changed + _CALM:
+            log.warning("cpu=%s cannot be used: %s", self._cpu, error.strerror)
             return
-        self._changed, self._narrow = now, not self._narrow
+        if self._choice == "auto" and len(self._allowed) > 1:
+            self._next = 0.0
+
+    def look(self, now: float) -> None:
+        """Move to another CPU, if it is time to look and that one has more room. `now` is monotonic."""
+        if now >= self._next:
+            self._next = now + _EVERY * random.uniform(0.5, 1.5)
+            self._look(now)
+
+    def _look(self, now: float) -> None:
+        mine, busy = time.process_time(), _busy()
+        before, self._seen = self._seen, (now, mine, busy)
+        if before is None or now > before[0] + 4 * _EVERY:
+            return  # nobody has asked for so long that it says nothing of now
+        span = now - before[0]
+        others = {cpu: (busy[cpu] - before[2][cpu]) / span for cpu in self._allowed & busy.keys() & before[2].keys()}
+        if self._cpu in others:
+            others[self._cpu] -= (mine - before[1]) / span
+        best = min(others, key=lambda cpu: others[cpu], default=self._cpu)
+        if others.get(self._cpu, _FOREVER) > others.get(best, _FOREVER) + _ROOM:
+            self._move(best)
+
+    def _move(self, cpu: int) -> None:
+        self._cpu, self._seen = cpu, None
         for thread in os.listdir("/proc/self/task"):
             try:
-                os.sched_setaffinity(int(thread), self._one if self._narrow else self._all)
+                os.sched_setaffinity(int(thread), {cpu})
             except OSError:
-                continue  # it has ended
+                continue  # it has ended, or the CPU is gone
+
+
+def _busy() -> dict[int, float]:
+    """For how many seconds each CPU has been busy so far, for us or for others; nothing if the kernel does not tell."""
+    try:
+        lines = STAT.read_text().splitlines()
+    except OSError:
+        return {}
+    tick = os.sysconf("SC_CLK_TCK")
+    found = {}
+    for name, *ticks in (line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit()):
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, ticks[:8])
+        found[int(name[3:])] = (user + nice + system + irq + softirq + steal) / tick
+    return found

@@ -227,7 +227,7 @@ def can_zero(h: Device) -> bool:
 def pread(h: Device, buf: Any, offset: int, flags: int) -> None:
     _pins.pin()
     began = time.monotonic()
-    _bridge.affinity.request(len(buf))
+    _bridge.affinity.look(began)
     try:
         h.read(memoryview(buf), offset)
     except OSError as error:
@@ -239,7 +239,7 @@ def pread(h: Device, buf: Any, offset: int, flags: int) -> None:
 def pwrite(h: Device, buf: Any, offset: int, flags: int) -> None:
     _pins.pin()
     began = time.monotonic()
-    _bridge.affinity.request(len(buf))
+    _bridge.affinity.look(began)
     try:
         h.write(memoryview(buf), offset, bool(flags & nbdkit.FLAG_FUA))
     except OSError as error:

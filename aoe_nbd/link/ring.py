@@ -24,6 +24,9 @@ _LOWEST = 0 if sys.byteorder == "little" else 3  # byte of a word
 # struct tpacket2_hdr: status, len, snaplen u32; mac, net u16; sec, nsec u32; vlan_tci, vlan_tpid u16; 4 bytes padding
 _HEADER = struct.Struct("IIIHH")
 _STATUS = struct.Struct("I")
+# An odd number of cache lines a slot: were it a power of two, the headers of all slots would share a few places of the cache.
+# So many slots a block fill whole pages, and blocks follow each other without a gap.
+_LINE, _PER_BLOCK = 64, mmap.PAGESIZE // 64
 _OVERHEAD = 96  # tpacket2_hdr + sockaddr_ll, aligned, + the Ethernet header before the aligned network header
 
 
@@ -31,13 +34,11 @@ class Ring:
     """A receive ring of at least `slots` frames of up to `mtu` + 14 bytes, mapped into `sock`."""
 
     def __init__(self, sock: socket.socket, mtu: int, slots: int) -> None:
-        size = 2048
-        while size < mtu + 14 + _OVERHEAD:
-            size *= 2
-        block = max(size, 1 << 16)
-        blocks = -(-slots * size // block)
+        size = (-(-(mtu + 14 + _OVERHEAD) // _LINE) | 1) * _LINE
+        blocks = -(-slots // _PER_BLOCK)
+        block = size * _PER_BLOCK
         self.slot_size = size
-        self.slots = blocks * (block // size)
+        self.slots = blocks * _PER_BLOCK
         self.capacity = size - _OVERHEAD  # bytes of the longest frame that arrives whole
         sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
         sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", block, blocks, size, self.slots))
