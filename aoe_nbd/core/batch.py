@@ -74,12 +74,14 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
     first = seq & MASK
     count = min(len(rows), SIZE - first)
     # All columns at once, as bytes: for so few rows that is far quicker than to compare them as arrays.
+    tags, in_a_row = rows[:count, _INDEX:_INDEX_END].tobytes(), _INDICES[2 * first : 2 * (first + count)]
+    if tags != in_a_row:
+        count = _common(tags, in_a_row) // 2  # a frame got lost
     if (
         rows[:count, _SOURCE:_INDEX].tobytes() != head[_SOURCE:_INDEX] * count
-        or rows[:count, _INDEX:_INDEX_END].tobytes() != _INDICES[2 * first : 2 * (first + count)]
         or rows[:count, _STATUS].tobytes() != head[_STATUS : _STATUS + 1] * count
     ):
-        count = _alike(rows, head, first, count)
+        count = _alike(rows, head, count)
     lengths = lengths[:count]
     shortest = int(lengths[0])
     if lengths.tobytes() != lengths[:1].tobytes() * count:
@@ -99,11 +101,22 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
     return booked
 
 
-def _alike(rows: Array, head: bytes, first: int, count: int) -> int:
-    """How many of `count` rows, 1 or more, are as usual as the first, whose copy is at index `first`."""
+def _common(a: bytes, b: bytes) -> int:
+    """How many bytes, 1 or more, two strings that begin alike and are not equal have in common."""
+    same, different = 0, len(a)
+    while different - same > 1:
+        middle = (same + different) // 2
+        if a[:middle] == b[:middle]:
+            same = middle
+        else:
+            different = middle
+    return same
+
+
+def _alike(rows: Array, head: bytes, count: int) -> int:
+    """How many of `count` rows, 1 or more, are as usual as the first."""
     fine = (rows[:count, _SOURCE:_INDEX] == np.frombuffer(head[_SOURCE:_INDEX], np.uint8)).all(axis=1)
     fine &= rows[:count, _STATUS] == head[_STATUS]
-    fine &= rows[:count, _INDEX:_INDEX_END].view(">u2")[:, 0] == np.arange(first, first + count)
     return count if fine.all() else int(fine.argmin())
 
 

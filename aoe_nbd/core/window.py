@@ -47,7 +47,7 @@ class Window:
             return
         if self.size < self._level or rtt.srtt <= max(DELAY_BRAKE * rtt.least, DELAY_SMALL):
             # A frame a round, and a few where it has been higher: as many as a bad cable takes from a large window.
-            pace = max(1.0, self._level / 16) if self.size < self._level else 1.0
+            pace = max(1.0, self._level / 8) if self.size < self._level else 1.0
             grown = self.size + (count if self.size < self._slow_start else count * pace / self.size)
             self.size = min(grown, float(self.cap))
             self._level = max(self._level, self.size)

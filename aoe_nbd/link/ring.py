@@ -27,6 +27,7 @@ _STATUS = struct.Struct("I")
 # An odd number of cache lines a slot: were it a power of two, the headers of all slots would share a few places of the cache.
 # So many slots a block fill whole pages, and blocks follow each other without a gap.
 _LINE, _PER_BLOCK = 64, mmap.PAGESIZE // 64
+_LOOK = 32  # slots
 _OVERHEAD = 96  # tpacket2_hdr + sockaddr_ll, aligned, + the Ethernet header before the aligned network header
 
 
@@ -79,10 +80,13 @@ class Ring:
         It ends where the ring does, or before a frame that did not fit its slot; it may be empty though frames wait.
         """
         at = self._next
-        # As bytes, which is several times faster: a status is zero or has its lowest bit set.
-        count = self._rows[at : at + most, _LOWEST].tobytes().find(0)
-        if count < 0:
-            count = min(most, self.slots - at)
+        count, found, most = 0, -1, min(most, self.slots - at)
+        while found < 0 and count < most:
+            # As bytes, which is several times faster: a status is zero or has its lowest bit set. And not too many at a
+            # time: each lies in a page of its own.
+            seen = self._rows[at + count : at + min(count + _LOOK, most), _LOWEST].tobytes()
+            found = seen.find(0)
+            count += len(seen) if found < 0 else found
         lengths, fitted = self._words[at : at + count, 1], self._words[at : at + count, 2]
         if lengths.tobytes() != fitted.tobytes():
             count = int((lengths == fitted).argmin())
