@@ -300,10 +300,15 @@ class Driver:
                 world.say(f"  {link.name} > {run.path.remote.hex(':')[-5:]} {describe(frame)} op {number}")
             copy = Copy(len(self._tags), tag, number, run.request.kind, at, spare)
             if at > now:
-                world.clock.at(at, world.send, index, run.path.remote, frame, copy)
+                world.clock.at(at, self._thawed, self.initiator, index, run.path.remote, frame, copy)
             else:
                 world.send(index, run.path.remote, frame, copy)
         return run.count, ""
+
+    def _thawed(self, sender: Initiator, link: int, remote: bytes, frame: bytes, copy: Copy) -> None:
+        """A frame leaves that our process was about to send when it froze. A process that was killed meanwhile sends nothing."""
+        if sender is self.initiator:
+            self.world.send(link, remote, frame, copy)
 
     def _check_overlap(self, request: Request) -> None:
         """Sectors that are being written are in no other request that is under way."""
