@@ -13,8 +13,9 @@ import itertools
 import random
 import select
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import nbd
 from lab import MIB, Bridge, Host, Process, write_random
 from relay import Trouble
 
-from . import common
+from . import common, report
 
 HELP = "throughput and latency against loss, a cut path, a restarted target"
 RATES = (0.0, 0.001, 0.005, 0.01, 0.05)
@@ -42,24 +43,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", choices=("vblade", "ours"), default="vblade", help="who answers (default: Debian's vblade)")
     add("--rounds", type=int, help="runs of each kind (default 5, quick 2)")
     add("--seconds", type=float, help="of each run under loss (default 4, quick 2)")
+    add("--document", action="store_true", help="put the tables into docs/performance.md as well")
     add("--out", type=Path, default=common.OUT, help="where loss.json and loss.png go (default build/bench)")
 
 
 def run(args: argparse.Namespace) -> None:
     rounds = args.rounds or (2 if args.quick else 5)
     seconds = args.seconds or (2.0 if args.quick else 4.0)
-    results: dict[str, Any] = {"benchmark": "loss", "target": args.target, **common.circumstances()}
+    command = common.command(sys.argv[1:])
+    results: dict[str, Any] = {"benchmark": "loss", "command": command, "target": args.target, **common.circumstances()}
     results |= {"rounds": rounds, "seconds": seconds}
     with common.workspace() as folder:
         disk = folder / "disk"
         write_random(disk, SIZE, seed=1)
         results["loss"] = loss(args.target, folder, disk, rounds, seconds)
-        show_loss(results["loss"])
         results["path cut, ms without progress"] = cuts(args.target, folder, disk, 5 * rounds)
         results["restart, ms from its first answer to the first request done"] = restarts(
             args.target, folder, disk, rounds
         )
-        show_gaps(results)
+    text = "\n".join([*loss_lines(results["loss"]), *gap_lines(results)])
+    print(text)
+    if args.document:
+        preamble = [
+            f"`sudo {command}`, {results['time']}, commit {results['commit']}, with {results['target']}",
+            f"{results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
+        ]
+        report.put(common.DOCUMENT, "loss", report.markdown(preamble, [], []) + f"\n```\n{text.strip()}\n```\n")
     print(f"\n{common.save('loss', args.out, results)}")
     print(plot(results, args.out / "loss.png"))
 
@@ -98,15 +107,15 @@ def loss(who: str, folder: Path, disk: Path, rounds: int, seconds: float) -> dic
     return table
 
 
-def show_loss(table: dict[str, Any]) -> None:
+def loss_lines(table: dict[str, Any]) -> Iterator[str]:
     for name, rows in table.items():
-        print(f"\n{name}")
-        print(
+        yield f"\n{name}"
+        yield (
             f"{'loss':>6} {'MiB/s':>8}  {'ratio to lossless':<22} {'mean ratio':<22} {'p50':>7} {'p99':>8}"
             f" {'p99.9 ms':>22} {'CPU ms/MiB':>20}"
         )
         for rate, row in rows.items():
-            print(
+            yield (
                 f"{rate:>6} {row['MiB/s']['median']:8.1f}  {common.text(row['MiB/s ratio']):<22} "
                 f"{common.text(row['mean ratio']):<22} {row['p50']['median']:7.2f} {row['p99']['median']:8.2f} "
                 f"{common.text(row['p99.9']):>22} {common.text(row['CPU ms/MiB']):>20}"
@@ -254,11 +263,11 @@ def resumed(client: Client, listener: socket.socket | None, back: float = 0.0) -
     return 1e3 * max(0.0, client.done[count] - back)
 
 
-def show_gaps(results: dict[str, Any]) -> None:
+def gap_lines(results: dict[str, Any]) -> Iterator[str]:
     for title in ("path cut, ms without progress", "restart, ms from its first answer to the first request done"):
-        print(f"\n{title}")
+        yield f"\n{title}"
         for how, found in results[title].items():
-            print(f"  {how:<42} {common.text(found, 1)}")
+            yield f"  {how:<42} {common.text(found, 1)}"
 
 
 def end(*started: Process | Trouble | None) -> None:
