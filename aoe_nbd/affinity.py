@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from .core.flight import FOREVER
+
 log = logging.getLogger("aoe_nbd")
 
 STAT = Path("/proc/stat")
 _EVERY = 1.0  # s from one look to the next, more or less: bridges that begin together must not move together
 _ROOM = 0.25  # of a CPU: how much more of ours than of another's others must have, for us to move there
-_FOREVER = float("inf")
 
 
 class Affinity:
@@ -31,7 +32,7 @@ class Affinity:
         self._choice = cpu
         self._allowed = os.sched_getaffinity(0)
         self._cpu = -1
-        self._next = _FOREVER
+        self._next = FOREVER
         self._seen: tuple[float, float, dict[int, float]] | None = None  # when, our CPU time, every CPU's
 
     def start(self) -> None:
@@ -56,14 +57,17 @@ class Affinity:
     def _look(self, now: float) -> None:
         mine, busy = time.process_time(), _busy()
         before, self._seen = self._seen, (now, mine, busy)
-        if before is None or now > before[0] + 4 * _EVERY:
+        if before is None:
+            return
+        then, mine_then, busy_then = before
+        span = now - then
+        if span > 4 * _EVERY:
             return  # nobody has asked for so long that it says nothing of now
-        span = now - before[0]
-        others = {cpu: (busy[cpu] - before[2][cpu]) / span for cpu in self._allowed & busy.keys() & before[2].keys()}
+        others = {cpu: (busy[cpu] - busy_then[cpu]) / span for cpu in self._allowed & busy.keys() & busy_then.keys()}
         if self._cpu in others:
-            others[self._cpu] -= (mine - before[1]) / span
+            others[self._cpu] -= (mine - mine_then) / span
         best = min(others, key=lambda cpu: others[cpu], default=self._cpu)
-        if others.get(self._cpu, _FOREVER) > others.get(best, _FOREVER) + _ROOM:
+        if others.get(self._cpu, FOREVER) > others.get(best, FOREVER) + _ROOM:
             self._move(best)
 
     def _move(self, cpu: int) -> None:

@@ -30,14 +30,13 @@ from lab import MIB, ROOT, write_random
 
 from . import common, report
 from .measure import Failed, Run, compile_tools, interleave, median, observe, plain, tool
-from .rows import others
+from .rows import floor, others
 from .stacks import Aoe, Places, sectors_of
 
 HELP = "where each microsecond of a 4k read goes, and a profile of the busy bridge"
 MTU = 9000
 _FLOOR = "AoE alone, the C floor"
 SIZE, BLOCK = 64 * MIB, 4096
-STREAM, STREAM_DEPTH = 256 << 10, 16  # nbdcopy's request size, nbdkit's threads
 _WARM, _TRACED, _PROFILED, _LONG = 0.5, 0.5, 1.5, 120.0  # s: before a trace, of it, of a profile; more than any of them
 _CALLS = {  # numbers of the system calls that matter, which perf tells by number
     "x86_64": {
@@ -139,18 +138,14 @@ def run(args: argparse.Namespace) -> None:
                 _stages(stack, folder, way, args.rounds),
                 *_less(stack, alone, places, way, args.rounds),
                 _profile(stack, way, "random", BLOCK, 32),
-                _profile(stack, way, "sequential", STREAM, STREAM_DEPTH),
+                _profile(stack, way, "sequential", floor.REQUEST, floor.DEPTH),
             ]
     for section in sections:
         results[section.name] = section.runs
         report.show(console, section)
     print(common.save("anatomy", args.out, results))
     text = args.out / "anatomy.md"
-    preamble = [
-        f"`sudo {command}`, {results['time']}, commit {results['commit']}",
-        f"{results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
-    ]
-    text.write_text(report.markdown(preamble, [], sections))
+    text.write_text(report.markdown(common.head(results), [], sections))
     if args.document:
         report.put(common.DOCUMENT, "anatomy", text.read_text())
     print(text)
@@ -317,9 +312,9 @@ def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> list
         words = (places.folder / "nbdload", way, order, request, depth, 1.0, SIZE, sockets[name])
         return observe({"server": pids[name]}, lambda: tool([*stack.client(), *words], "client"))
 
-    def runs(order: str, request: int, depth: int, floor: Callable[[], Run]) -> dict[str, list[Run]]:
+    def runs(order: str, request: int, depth: int, least: Callable[[], Run]) -> dict[str, list[Run]]:
         sides = {name: partial(load, name, order, request, depth) for name in sockets}
-        return interleave(rounds, {_FLOOR: floor, **sides})
+        return interleave(rounds, {_FLOOR: least, **sides})
 
     section = report.Section(
         "less",
@@ -348,7 +343,7 @@ def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> list
         f"A stream of {way}s through less",
         ("through", "MB/s", "CPU s/GiB", "its client's"),
     )
-    found = runs("sequential", STREAM, STREAM_DEPTH, partial(alone.floor, way, 1.0, SIZE, sectors_of(MTU)))
+    found = runs("sequential", floor.REQUEST, floor.DEPTH, partial(alone.floor, way, 1.0, SIZE, sectors_of(MTU)))
     for name, those in found.items():
         stream.lines.append(
             [
@@ -360,7 +355,7 @@ def _less(stack: Aoe, alone: Aoe, places: Places, way: str, rounds: int) -> list
         )
     stream.runs = plain(found)
     stream.notes = [
-        f"{STREAM_DEPTH} requests of {STREAM >> 10} KiB under way; an idle Python plugin only hands nbdkit's buffer back",
+        f"{floor.DEPTH} requests of {floor.REQUEST >> 10} KiB under way; an idle Python plugin only hands nbdkit's buffer back",
         others(found),
     ]
     return [section, stream]

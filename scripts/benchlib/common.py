@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,14 @@ def circumstances() -> dict[str, Any]:
         "load at start": os.getloadavg()[0],
         "rmem_max": int(Path("/proc/sys/net/core/rmem_max").read_text()),
     }
+
+
+def head(results: Mapping[str, Any]) -> list[str]:
+    """What stands above a table in a document: the command, when, of which commit, and on what machine."""
+    return [
+        f"`sudo {results['command']}`, {results['time']}, commit {results['commit']}",
+        f"{results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
+    ]
 
 
 def save(name: str, out: Path, results: dict[str, Any]) -> Path:

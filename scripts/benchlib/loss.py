@@ -64,10 +64,7 @@ def run(args: argparse.Namespace) -> None:
     text = "\n".join([*loss_lines(results["loss"]), *gap_lines(results)])
     print(text)
     if args.document:
-        preamble = [
-            f"`sudo {command}`, {results['time']}, commit {results['commit']}, with {results['target']}",
-            f"{results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}",
-        ]
+        preamble = [*common.head(results), f"target: {results['target']}"]
         report.put(common.DOCUMENT, "loss", report.markdown(preamble, [], []) + f"\n```\n{text.strip()}\n```\n")
     print(f"\n{common.save('loss', args.out, results)}")
     print(plot(results, args.out / "loss.png"))

@@ -137,10 +137,10 @@ def _preamble(results: dict[str, Any]) -> list[str]:
     again = (
         "" if results["quiet"] >= 1 else f", rounds with more than {results['quiet']:.0%} for other programs repeated"
     )
+    made, machine = common.head(results)
     return [
-        f"`sudo {results['command']}`, {results['time']}, commit {results['commit']}",
-        f"{results['kernel']}, {results['cpus']} CPUs shared with other work, load average {results['load at start']:.1f}"
-        f" at the start and {results['load at end']:.1f} at the end, net.core.rmem_max {results['rmem_max']}",
+        made,
+        f"{machine} at the start and {results['load at end']:.1f} at the end, net.core.rmem_max {results['rmem_max']}",
         f"{results['rounds']} rounds of {results['seconds']:g} s a run, sides in alternating order{again}, {where};"
         " figures are medians, those of ratios with (least to most)",
     ]
