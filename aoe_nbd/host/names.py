@@ -83,15 +83,15 @@ def _point(link: Path, target: str) -> None:
 
 
 def refresh(address: Address, index: int, dev: Path = DEV, sys: Path = SYS) -> None:
-    """Have the LUN's names be those of /dev/nbd`index` and its partitions as they are now. Raises NameTaken and OSError."""
+    """Have the LUN's names be those of /dev/nbd`index` and its partitions as they are now. Raises NameTaken and OSError.
+
+    What is too many stays, for `prune`.
+    """
     check(address, dev)
-    wanted = _wanted(address, index, sys)
     for left in reversed(range(_TRIES)):
         try:
             (dev / "etherd").mkdir(mode=0o755, exist_ok=True)
-            for name in _present(address, dev) - wanted.keys():
-                _drop(dev / "etherd" / name)
-            for name, target in wanted.items():
+            for name, target in _wanted(address, index, sys).items():
                 _point(dev / "etherd" / name, target)
             return
         except FileNotFoundError:  # udev, or a neighbour's `remove`, was there at the same moment
@@ -99,12 +99,25 @@ def refresh(address: Address, index: int, dev: Path = DEV, sys: Path = SYS) -> N
                 raise
 
 
+def prune(address: Address, index: int, dev: Path = DEV, sys: Path = SYS) -> None:
+    """Remove the names of partitions that are no more. Raises NameTaken and OSError.
+
+    Not to be done at each event: whoever reads the partition table again, as udev does when a writer has closed the
+    disk, takes all partitions away for a moment, and their names would be missing for longer than they.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in _present(address, dev):
+            if name not in _wanted(address, index, sys):
+                _drop(dev / "etherd" / name)
+
+
 def make(address: Address, index: int, dev: Path = DEV, sys: Path = SYS) -> Path:
-    """`refresh`, and have udev look at the device again. Returns /dev/etherd/e1.0.
+    """Make the names right, and have udev look at the device again. Returns /dev/etherd/e1.0.
 
     The kernel's own events come before it lets `backend` be seen, by which udev's rule knows the device.
     """
     refresh(address, index, dev, sys)
+    prune(address, index, dev, sys)
     _announce(index, sys)
     return path_of(address, dev)
 

@@ -349,6 +349,7 @@ class Supervisor:
             self._leave_alone()
             self._clean(disconnect=False)
             return
+        self._attempt(lambda index: names.prune(self.address, index))
         try:
             status = self._ask("status")
         except control.ControlError as error:

@@ -46,6 +46,9 @@ class Machine:
     def refresh(self, address: Address, index: int) -> None:
         names.refresh(address, index, self.dev, self.sys)
 
+    def prune(self, address: Address, index: int) -> None:
+        names.prune(address, index, self.dev, self.sys)
+
     def remove(self, address: Address, index: int | None = None) -> None:
         names.remove(address, index, self.dev, self.sys)
 
@@ -86,7 +89,11 @@ def test_partitions_come_and_go(machine: Machine) -> None:
     machine.disk(0, 2)
     machine.forget(0, 1)
     machine.refresh(E10, 0)
+    assert machine.links() == {"e1.0": "../nbd0", "e1.0p1": "../nbd0p1", "e1.0p2": "../nbd0p2"}, "it may be back at once"
+    machine.prune(E10, 0)
     assert machine.links() == {"e1.0": "../nbd0", "e1.0p2": "../nbd0p2"}
+    machine.remove(E10)
+    machine.prune(E10, 0)
 
 
 def test_links_of_an_earlier_device_are_mended(machine: Machine) -> None:

@@ -40,6 +40,14 @@ def file_system(machine: Machine, device: str) -> None:
     machine.sh(_FILE_SYSTEM.format(device=device, verify=verify()))
 
 
+def partition(machine: Machine, *partitions: str) -> None:
+    """A partition table on e1.0, by lines for sfdisk. udev reads the table once more when sfdisk has closed the disk, and
+    for a moment there are no partitions then: that is to be waited for, as on any disk.
+    """
+    lines = "\\n".join(partitions)
+    machine.sh(f"printf '{lines}\\n' | sfdisk -q --label gpt /dev/etherd/e1.0; udevadm settle")
+
+
 def attach(machine: Machine, address: str = "e1.0", *options: str) -> str:
     """Attach it by eth0, and return the device."""
     output = machine.sh(shlex.join(["aoe-nbd", "attach", address, "--interface", "eth0", *options]))

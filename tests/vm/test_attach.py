@@ -9,7 +9,7 @@ import pytest
 
 from fixtures import Storage
 from machine import Machine
-from steps import attach, file_system, kernel_is_content, listed, refused, until, verify
+from steps import attach, file_system, kernel_is_content, listed, partition, refused, until, verify
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,11 @@ def test_read_only(vm: Machine, storage: Storage) -> None:
 def test_partitions(vm: Machine, storage: Storage) -> None:
     storage.vblade(storage.disk())
     attach(vm)
-    vm.sh("printf 'size=24M\\ntype=linux\\n' | sfdisk -q --label gpt /dev/etherd/e1.0")
+    partition(vm, "size=24M", "type=linux")
     until(vm, "[ -b /dev/etherd/e1.0p2 ]")
     file_system(vm, "/dev/etherd/e1.0p1")
+    vm.sh("sfdisk -q --delete /dev/etherd/e1.0 2")
+    until(vm, "[ ! -L /dev/etherd/e1.0p2 ]")
     vm.sh("aoe-nbd detach e1.0")
     assert vm.run("ls /dev/etherd/e1.0p1").status != 0
     attach(vm)

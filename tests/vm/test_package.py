@@ -13,7 +13,7 @@ import pytest
 
 from fixtures import Rack, Storage, build_package, inside
 from machine import Machine
-from steps import attach, kernel_is_content, listed, refused, until, verify
+from steps import attach, kernel_is_content, listed, partition, refused, until, verify
 
 NETWORK = "[Match]\\nName=eth0\\n[Link]\\nMTUBytes=9000\\n[Network]\\nAddress=10.99.0.2/24\\n"
 
@@ -45,7 +45,7 @@ def test_apt_installs_it(clean: Machine, disks: Storage, package: Path) -> None:
 def test_attach_makes_a_service(clean: Machine, disks: Storage) -> None:
     attach(clean)
     assert clean.sh("systemctl is-active aoe-nbd@e1.0.service").strip() == "active"
-    clean.sh("printf 'size=48M\\n' | sfdisk -q --label gpt /dev/etherd/e1.0")
+    partition(clean, "size=48M")
     until(clean, "[ -b /dev/etherd/e1.0p1 ]")
     clean.sh(f"mkfs.ext4 -q /dev/etherd/e1.0p1; mount /dev/etherd/e1.0p1 /mnt; {verify()}; umount /mnt; aoe-nbd detach e1.0")
     assert clean.run("systemctl is-active aoe-nbd@e1.0.service").output.strip() == "inactive"
