@@ -12,6 +12,8 @@ RTT_STALE = 1.0  # a path's round trip that is older than this is measured anew 
 
 REORDER_MIN = 200e-6  # a copy is not lost until a later one was answered and this much more than srtt has passed
 REORDER_DECAY = 16  # RTTs without a proven false alarm before the reorder window shrinks again
+DUPLICATES = 3  # later copies answered that prove a copy lost at once, where nothing has been out of order
+REORDER_MEMORY = 10.0  # for so long after a proven false alarm they do not
 PROBE_MIN = 1e-3  # of a tail loss probe
 PROBES = 2  # of these in a row, each after twice the time, until only the timeout is left
 

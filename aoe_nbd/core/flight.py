@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The copies of one class of commands that are under way on one path, and when one of them counts as lost.
 
-Three ways, quickest first, all from RFC 8985 (RACK-TLP) and RFC 6298, with a tag per copy in place of a byte stream:
+Four ways, quickest first, all from RFC 8985 (RACK-TLP) and RFC 6298, with a tag per copy in place of a byte stream:
 
-* a copy sent *later* was answered, and more than srtt plus a reorder window has passed (targets may reorder);
+* three copies sent *later* were answered, and the path has not been seen to reorder of late;
+* a copy sent later was answered, and more than srtt plus a reorder window has passed (targets may reorder);
 * nothing moved for about two round trips: the oldest is sent once more as a probe, whose answer then proves the others,
   and once again after twice that time, for on a bad cable one in some hundred probes gets lost as well;
 * nothing moved for the retransmission timeout, doubled each time.
@@ -14,12 +15,15 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
+from collections.abc import Iterator
 
 from .constants import (
+    DUPLICATES,
     JITTER,
     PROBE_MIN,
     PROBES,
     REORDER_DECAY,
+    REORDER_MEMORY,
     REORDER_MIN,
     RTO_INITIAL,
     RTO_INITIAL_FLUSH,
@@ -60,6 +64,9 @@ class Flight:
         self.backoff = 0
         self.probes = 0  # sent since something was answered
         self._reorder = 0.0  # what false alarms have added to the reorder window
+        self._deceived = float("-inf")  # when the last of them was
+        self.gap = False  # whether a copy may have been overtaken, and
+        self.overtakers = 0  # how many answers have come since
         self._calm = 0.0  # when the last of them was, or the window last shrank
         self._order: deque[Run] = deque()
         self._copies = copies
@@ -124,7 +131,7 @@ class Flight:
     def false_alarm(self, now: float) -> None:
         """A copy that had been declared lost was only late: be slower to judge."""
         self._reorder = min(self._reorder + max(self.rtt.srtt / 4, REORDER_MIN), max(self.rtt.srtt, RTO_INITIAL))
-        self._calm = now
+        self._calm = self._deceived = now
 
     @property
     def reorder(self) -> float:
@@ -136,28 +143,44 @@ class Flight:
         """How long after its sending an overtaken copy counts as lost."""
         return self.rtt.srtt + self.reorder
 
-    def _flying(self, run: Run) -> list[int]:
+    def _flying(self, run: Run) -> Iterator[int]:
         """The copies of `run` that are under way, oldest first."""
-        state, place, first = self._copies.state, self._copies.run, run.seq
-        i = first & MASK
-        return [first + k for k in range(run.count) if state[i + k] == FLYING and place[i + k] is run]
+        state, place, first = self._copies.state, self._copies.run, run.seq & MASK
+        end = first + run.count
+        i = state.find(FLYING, first, end)
+        while i >= 0:
+            if place[i] is run:
+                yield run.seq + i - first
+            i = state.find(FLYING, i + 1, end)
 
     def head(self) -> int:
         """The oldest copy under way, or -1."""
         order = self._order
         while order:
-            run = order[0]
-            if run.flying:
-                i = run.seq & MASK
-                if self._copies.state[i] == FLYING and self._copies.run[i] is run:
-                    return run.seq
-                return self._flying(run)[0]
+            if order[0].flying:
+                return next(self._flying(order[0]))
             order.popleft()
         return -1
 
     def members(self) -> list[int]:
         """All copies under way, oldest first."""
         return [seq for run in self._order if run.flying for seq in self._flying(run)]
+
+    def passed(self, count: int, now: float) -> list[int]:
+        """`count` more answers have come since `gap` was seen: the copies that are proved lost by that alone."""
+        if not 0 <= self.head() < self.newest:
+            self.gap, self.overtakers = False, 0
+            return []
+        self.overtakers += count
+        last = self.newest - DUPLICATES
+        if self.overtakers < DUPLICATES or now < self._deceived + REORDER_MEMORY or self.kind is Class.PROBE:
+            return []  # probes differ in size, and so in how long they take
+        behind = [seq for run in self._order if run.flying and run.seq < self.newest for seq in self._flying(run)]
+        lost = [seq for seq in behind if seq <= last]
+        if lost:
+            self.overtakers = 0
+            self.gap = any(last < seq < self.newest for seq in behind)
+        return lost
 
     def overtaken(self, now: float) -> list[int]:
         """Copies that later ones overtook by more than the reorder window: lost."""

@@ -404,8 +404,6 @@ class Initiator:
                 carriers.append(path)
         if not carriers:
             return runs
-        if self._again:
-            self._timer_stale = True
         buffers = self._buffers()
         room = buffers - self.outstanding()
         while room > 0:
@@ -426,6 +424,8 @@ class Initiator:
                 room = 0
                 break
             room -= used
+        if self._again:
+            self._timer_stale = True
         self._window_full = room <= 0
         return runs
 
@@ -650,6 +650,8 @@ class Initiator:
         i = (seq & MASK) + 1
         self._heard_promptly(path, run, seq, count, now)
         self.copies.free_run(i - count, i)
+        if run.flight.gap:
+            self._passed(path, run.flight, count, now)
         request = run.request
         path.sizes.answered(request.kind, min(run.step, run.length), seq)
         if path.state is PathState.OUT and path.verified:
@@ -664,12 +666,9 @@ class Initiator:
         if path.state is PathState.UP:
             self._heard(now)
         flight = run.flight
-        if (
-            self.copies.state[(seq - count) & MASK] == FLYING  # it has overtaken another
-            or flight.backoff
-            or flight.probes
-            or not flight.rtt.srtt
-        ):
+        if self.copies.state[(seq - count) & MASK] == FLYING:  # it has overtaken another
+            flight.gap = True
+        if flight.backoff or flight.probes or not flight.rtt.srtt:
             self._timer_stale = True  # something may have to be done sooner than was thought
         flight.answered(run, seq, now, count)
         window = path.window
@@ -689,6 +688,8 @@ class Initiator:
         if seq in self._ghosts:
             self._let_go(seq, now)
         self.copies.free(seq)
+        if run.flight.gap:
+            self._passed(path, run.flight, 1, now)
 
     def _heard_late(self, path: Path, run: Run, seq: int, state: int, now: float) -> None:
         """Copy `seq` of `run` was answered after it had been given up."""
@@ -913,8 +914,8 @@ class Initiator:
     # -- loss --------------------------------------------------------------------------------------------------------
 
     def _requeue(self, request: Request, offset: int, length: int, when: float) -> None:
+        """Have that part of a request sent again, from time `when` on. What is due is sent at once, or has no room."""
         self._serial += 1
-        self._timer_stale = True
         heapq.heappush(self._again, (when, self._serial, request, offset, length))
 
     def _lose(self, seq: int, flight: Flight, now: float, at_once: bool = False) -> None:
@@ -924,13 +925,13 @@ class Initiator:
         request = run.request
         flight.gone(run)
         flight.given_up += 1
-        self._timer_stale = True
         self.counters["lost"] += 1
         if request.done:
             state[i] = GHOST if seq in self._ghosts else STALE
             return
         if request.path is not None:
             state[i] = STALE
+            self._timer_stale = True
             alive = request.path.heard > run.sent  # then there is no hurry: it may be too busy for questions
             self._control_lost(request, now + PROBE_OUT_MOST if alive else now)
             return
@@ -941,6 +942,7 @@ class Initiator:
         request.losses = {**request.losses, offset: times}
         wait = 0.0
         if times > RESENDS_AT_ONCE and not at_once:
+            self._timer_stale = True
             wait = min(flight.rtt.rto * (1 << min(times - RESENDS_AT_ONCE, 8)), flight.rtt.most) * self._rng.uniform(
                 0.9, 1.1
             )
@@ -1020,11 +1022,7 @@ class Initiator:
         self._check_alive(now)
 
     def _check(self, path: Path, flight: Flight, now: float) -> None:
-        lost = flight.overtaken(now)
-        if lost:
-            self.counters["lost_overtaken"] += len(lost)
-            for seq in lost:
-                self._lose_alone(seq, path, flight, now)
+        self._lose_overtaken(path, flight, flight.overtaken(now), now)
         head = flight.head()
         if head < 0:
             return
@@ -1072,6 +1070,18 @@ class Initiator:
                 self._lose_alone(seq, path, flight, now)
         return None
 
+    def _passed(self, path: Path, flight: Flight, count: int, now: float) -> None:
+        """`count` answers have come to copies that were sent later than one that may be under way still."""
+        self._lose_overtaken(path, flight, flight.passed(count, now), now)
+        if flight.gap and flight.overtakers <= count:  # it is new, and the reorder window may have to decide
+            self._timer_stale = True
+
+    def _lose_overtaken(self, path: Path, flight: Flight, lost: list[int], now: float) -> None:
+        if lost:
+            self.counters["lost_overtaken"] += len(lost)
+            for seq in lost:
+                self._lose_alone(seq, path, flight, now)
+
     def _lose_alone(self, seq: int, path: Path, flight: Flight, now: float) -> None:
         """Copy `seq` got lost while others got through: the path is too full, or too narrow for its size."""
         if flight.kind is not Class.PROBE:
@@ -1079,6 +1089,7 @@ class Initiator:
         _, length = self.copies.owner(seq).part(seq)
         if flight.kind <= Class.WRITE and path.sizes.lost(flight.kind, length, seq, now):
             self.counters["size_stepped_down"] += 1
+            self._timer_stale = True
             self._tell(
                 "size", f"{self.address} by {path}: large frames get lost, sending {path.sizes.limit} sectors a frame"
             )

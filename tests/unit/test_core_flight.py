@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from aoe_nbd.core.constants import (
+    DUPLICATES,
     JITTER,
     PROBE_MIN,
     PROBES,
     REORDER_DECAY,
+    REORDER_MEMORY,
     REORDER_MIN,
     RTO_INITIAL,
     RTO_INITIAL_FLUSH,
@@ -75,6 +77,70 @@ def test_a_copy_that_later_ones_overtook_is_lost_after_the_reorder_window() -> N
     assert due == pytest.approx(sender.copies.owner(a).sent + flight.rtt.srtt + flight.reorder)
     assert flight.overtaken(due - 1e-9) == []
     assert flight.overtaken(due) == [a, b]
+
+
+def test_a_copy_that_three_later_ones_overtook_is_lost_at_once() -> None:
+    sender = Sender()
+    first, second, *others = sender.send(6)
+    flight = sender.flight
+    sender.now += RTT
+    flight.gap = True
+    for seq in others[: DUPLICATES - 1]:
+        sender.answer(seq)
+        assert flight.passed(1, sender.now) == []
+    sender.answer(others[DUPLICATES - 1])
+    assert flight.passed(1, sender.now) == [first, second]
+    assert not flight.gap
+    for seq in (first, second):
+        sender.lose(seq)
+    sender.answer(others[-1])
+    flight.gap = True
+    assert flight.passed(1, sender.now) == []
+    assert not flight.gap, "nothing older is under way"
+
+
+def test_what_fewer_than_three_overtook_is_left_to_the_reorder_window() -> None:
+    sender = Sender()
+    first, *others = sender.send(8)
+    sender.now += RTT
+    for seq in (*others[:4], others[5]):  # others[4] is a second gap, which one answer alone has shown
+        sender.answer(seq)
+    sender.flight.gap = True
+    assert sender.flight.passed(5, sender.now) == [first]
+    assert sender.flight.gap
+    sender.lose(first)
+    sender.now += sender.flight.reorder * 2
+    assert sender.flight.overtaken(sender.now) == [others[4]]
+
+
+def test_where_answers_came_out_of_order_the_reorder_window_decides() -> None:
+    sender = Sender()
+    flight = sender.flight
+    flight.false_alarm(sender.now)
+
+    def passed() -> list[int]:
+        first, *others = sender.send(8)
+        sender.now += RTT
+        for seq in others:
+            sender.answer(seq)
+        flight.gap = True
+        lost = flight.passed(len(others), sender.now)
+        sender.answer(first)
+        return [first - seq for seq in lost]
+
+    assert passed() == []
+    sender.now += REORDER_MEMORY
+    assert passed() == [0]
+
+
+def test_size_probes_overtake_each_other_and_prove_nothing() -> None:
+    sender = Sender(Class.PROBE)
+    _, *others = sender.send(8)
+    sender.now += RTT
+    for seq in others:
+        sender.answer(seq)
+    sender.flight.gap = True
+    assert sender.flight.passed(len(others), sender.now) == []
 
 
 def test_only_what_was_sent_before_the_answered_one_is_lost() -> None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pytest
 
+from aoe_nbd.core import batch, encode
 from aoe_nbd.core.constants import DEAD_AFTER, KEEPALIVE, QUARANTINE, RTO_INITIAL, RTO_MIN
 from aoe_nbd.core.copies import SIZE, Run
 from aoe_nbd.core.initiator import Initiator
@@ -34,6 +35,7 @@ from inmemory import (
     read_request,
     refusal,
     reply,
+    rows_of,
     write_request,
 )
 
@@ -131,6 +133,28 @@ def test_one_loss_in_a_stream_is_seen_by_what_overtakes_it() -> None:
     assert initiator.counters["lost_overtaken"] == 1
     assert initiator.counters["timeouts"] == 0
     assert port.disk.whole(0, 300) == B * 300
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+def test_what_three_later_answers_prove_lost_is_sent_again_with_them(in_a_batch: bool) -> None:
+    lan = Lan()
+    lan.target()
+    initiator = lan.attach()
+    request, _ = read_request(0, 20)  # ten frames
+    initiator.submit(request, lan.now)
+    (run,) = initiator.transmit(lan.now)
+    answers = [reply(encode.frame(initiator, run, i)[0], bytes(2 * SECTOR)) for i in range(6)]
+    del answers[2]
+    now = lan.now + 1e-4
+    if in_a_batch:
+        batch.receive(initiator, LINK, *rows_of(answers), now, pytest.fail)
+    else:
+        for count, answer in enumerate(answers):
+            assert not initiator.counters["lost"], f"after {count}"
+            initiator.receive(LINK, answer, now)
+    assert initiator.counters["lost_overtaken"] == 1
+    (again,) = initiator.transmit(now)
+    assert (again.request, again.offset, again.length) == (request, 4, 2)
 
 
 @pytest.mark.parametrize("like", ["ours", "ggaoed", "kvblade"])
