@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .core import encode
 from .core.batch import receive as receive_rows
@@ -427,19 +427,22 @@ class Engine:
             initiator.receive(link.name, frame, now)
 
     def _transmit(self, initiator: Initiator, now: float) -> None:
-        for run in initiator.transmit(now):
-            sent, failure = self._send(initiator, run)
+        for runs in encode.together(initiator.transmit(now), BATCH):
+            sent, failure = self._send(initiator, runs)
             left = time.monotonic()
-            if left > now + _LATE:
-                initiator.left_late(run, left)
-            if sent < run.count:
-                initiator.unsent(run, sent, errno_name(failure), now)
+            for run in runs:
+                if left > now + _LATE:
+                    initiator.left_late(run, left)
+                if sent < run.count:
+                    initiator.unsent(run, sent, errno_name(failure), now)
+                sent = max(0, sent - run.count)
 
-    def _send(self, initiator: Initiator, run: Run) -> tuple[int, int]:
-        """Send a run. Returns how many of its frames went out, and the errno if not all did."""
+    def _send(self, initiator: Initiator, runs: Sequence[Run]) -> tuple[int, int]:
+        """Send runs that go together. Returns how many of their frames went out, and the errno if not all did."""
+        run = runs[0]
         link = self.links[run.path.link]
-        if run.count > 1:
-            return self._send_rows(initiator, run, link), link.failure
+        if run.count > 1 or len(runs) > 1:
+            return self._send_rows(initiator, runs, link), link.failure
         header, payload = encode.frame(initiator, run)
         try:
             if payload is None:
@@ -450,21 +453,16 @@ class Engine:
             return 0, error.errno or errno.EIO
         return 1, 0
 
-    def _send_rows(self, initiator: Initiator, run: Run, link: Link) -> int:
-        """Send a run as arrays. Returns how many of its frames went out."""
-        headers, request = self._headers[link], run.request
-        payload = address_of(request.data) + run.offset * SECTOR if request.kind is Kind.WRITE else 0
-        step = run.step * SECTOR if payload else 0
-        done = 0
-        while done < run.count:
-            count = min(run.count - done, BATCH)
-            size = headers.fill(initiator, run, done, count)
-            at = done * step
-            sent = link.send_run(count, size, payload + at, step, run.length * SECTOR - at)
-            done += sent
-            if sent < count:
-                break
-        return done
+    def _send_rows(self, initiator: Initiator, runs: Sequence[Run], link: Link) -> int:
+        """Send them as arrays. Returns how many of their frames went out."""
+        size = self._headers[link].fill(initiator, runs)
+        count = sum([run.count for run in runs])
+        if runs[0].request.kind is Kind.READ:
+            return link.send_rows(count, size)
+        payloads = [
+            (run.count, address_of(run.request.data) + run.offset * SECTOR, run.length * SECTOR) for run in runs
+        ]
+        return link.send_rows(count, size, runs[0].step * SECTOR, payloads)
 
     def _send_frame(self, link: Link, frame: bytes) -> None:
         try:

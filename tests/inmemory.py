@@ -276,8 +276,8 @@ class Lan:
         for initiator in self.initiators:
             if initiator.timer() <= self.now:
                 initiator.tick(self.now)
-            for run in initiator.transmit(self.now):
-                self._send_run(initiator, run)
+            for runs in encode.together(initiator.transmit(self.now), ROWS):
+                self._send_runs(initiator, runs)
             initiator.completed.clear()
             self.events += initiator.events
             initiator.events.clear()
@@ -318,13 +318,15 @@ class Lan:
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
-    def _send_run(self, initiator: Initiator, run: Run) -> None:
-        frames = encode_run(initiator, run)
-        room = run.count if self.refuse is None else min(run.count, self.refuse(run))
-        for frame in frames[:room]:
-            self._send(run.path.link, frame)
-        if room < run.count:
-            initiator.unsent(run, room, "ENOBUFS", self.now)
+    def _send_runs(self, initiator: Initiator, runs: Sequence[Run]) -> None:
+        frames = encode_runs(initiator, runs)
+        for run in runs:
+            room = run.count if self.refuse is None else min(run.count, self.refuse(run))
+            for frame in frames[:room]:
+                self._send(run.path.link, frame)
+            if room < run.count:
+                initiator.unsent(run, room, "ENOBUFS", self.now)
+            del frames[: run.count]
 
     def _send(self, link: str, frame: bytes) -> None:
         self.sent.append(frame)
@@ -405,21 +407,20 @@ def rows_of(frames: Sequence[bytes]) -> tuple[Any, Any]:
 _headers = encode.Headers(np.zeros((ROWS, encode.ROW), np.uint8))
 
 
-def encode_run(initiator: Initiator, run: Run) -> list[bytes]:
-    """The frames of a run, made as the engine makes them."""
-    if run.count == 1:
-        header, payload = encode.frame(initiator, run)
+def encode_runs(initiator: Initiator, runs: Sequence[Run]) -> list[bytes]:
+    """The frames of runs that go together, made as the engine makes them."""
+    if len(runs) == 1 and runs[0].count == 1:
+        header, payload = encode.frame(initiator, runs[0])
         return [bytes(header) + bytes(payload or b"")]
+    size = _headers.fill(initiator, runs)
+    rows = iter(_headers.rows)
     frames = []
-    for first in range(0, run.count, ROWS):
-        count = min(run.count - first, ROWS)
-        size = _headers.fill(initiator, run, first, count)
-        frames += [row[:size].tobytes() for row in _headers.rows[:count]]
-    if run.request.kind is Kind.WRITE:
-        assert run.request.data is not None
-        data = run.request.data[run.offset * SECTOR : (run.offset + run.length) * SECTOR]
-        step = run.step * SECTOR
-        frames = [frame + bytes(data[i * step : (i + 1) * step]) for i, frame in enumerate(frames)]
+    for run in runs:
+        step, data = run.step * SECTOR, b""
+        if run.request.kind is Kind.WRITE:
+            assert run.request.data is not None
+            data = bytes(run.request.data[run.offset * SECTOR : (run.offset + run.length) * SECTOR])
+        frames += [next(rows)[:size].tobytes() + data[i * step : (i + 1) * step] for i in range(run.count)]
     return frames
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a run of copies looks like on the wire: one frame at a time, or all headers of a run as one array."""
+"""What copies look like on the wire: one frame at a time, or the headers of runs that are alike as one array."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -81,8 +82,31 @@ def _question(initiator: Initiator, run: Run, index: int) -> bytes:
     return build_request(path.remote, path.local, *initiator.address, tag_of(run.seq + index), arg, data)
 
 
+def together(runs: Sequence[Run], most: int) -> Iterator[Sequence[Run]]:
+    """The runs in their order, those joined whose frames may go out together: to one place, of one shape, `most` frames."""
+    first, count = 0, 0
+    for i, run in enumerate(runs):
+        if i > first and (count + run.count > most or not _alike(runs[first], run)):
+            yield runs[first:i]
+            first, count = i, 0
+        count += run.count
+    if runs:
+        yield runs[first:]
+
+
+def _alike(a: Run, b: Run) -> bool:
+    kind = a.request.kind
+    return (
+        kind <= Kind.WRITE
+        and b.request.kind is kind
+        and b.path is a.path
+        and b.step == a.step
+        and b.request.fua == a.request.fua
+    )
+
+
 class Headers:
-    """Headers of a run, made as arrays in memory that is used again and again: rows of ROW bytes.
+    """Headers of runs, made as arrays in memory that is used again and again: rows of ROW bytes.
 
     Successive runs mostly differ in tags and LBAs only; all else is written only when it changes.
     """
@@ -96,15 +120,16 @@ class Headers:
         self._numbers = np.arange(len(rows))
         self._sectors = self._numbers  # from the first row's LBA to each other's
         self._alike: tuple[object, ...] = ()  # what the rows have in common
-        self._odd = 0  # the row that carries fewer sectors than the others
+        self._odd: list[int] = []  # the rows that carry fewer sectors than the others
 
-    def fill(self, initiator: Initiator, run: Run, first: int, count: int) -> int:
-        """Write frames first .. first + count - 1 of a READ or WRITE run to the rows from 0 on.
+    def fill(self, initiator: Initiator, runs: Sequence[Run]) -> int:
+        """Write all frames of READ or WRITE runs that go `together` to the rows from 0 on, one run after the other.
 
         Returns the size of each: 60 bytes (padded) of a READ, 36 of a WRITE.
         """
-        request, path, step = run.request, run.path, run.step
-        opcode = initiator.opcode(request)
+        run = runs[0]
+        path, step = run.path, run.step
+        opcode = initiator.opcode(run.request)
         alike = (path.remote, path.local, initiator.address, opcode, step)
         if alike != self._alike:
             self._alike = alike
@@ -112,14 +137,20 @@ class Headers:
             self.rows[:, : len(header)] = np.frombuffer(header, np.uint8)
             self._counts[:] = step
             self._sectors = self._numbers * step
-        elif self._counts[self._odd] != step:
+        elif self._odd:
             self._counts[self._odd] = step
-        start = run.offset + first * step
-        lba = request.lba + start | FORMS[opcode].base  # type: ignore[index]
-        np.add(self._numbers[:count], tag_of(run.seq + first), out=self._tags[:count], casting="unsafe")
-        np.add(self._sectors[:count], lba, out=self._lbas[:count], casting="unsafe")
-        short = run.offset + run.length - (start + (count - 1) * step)
-        if short < step:
-            self._odd = count - 1
-            self._counts[self._odd] = short
-        return MIN_FRAME if request.kind is Kind.READ else ATA_SIZE
+        self._odd.clear()
+        base = FORMS[opcode].base  # type: ignore[index]
+        at = 0
+        for run in runs:
+            count = run.count
+            end = at + count
+            lba = run.request.lba + run.offset | base
+            np.add(self._numbers[:count], tag_of(run.seq), out=self._tags[at:end], casting="unsafe")
+            np.add(self._sectors[:count], lba, out=self._lbas[at:end], casting="unsafe")
+            short = run.length - (count - 1) * step
+            if short < step:
+                self._odd.append(end - 1)
+                self._counts[end - 1] = short
+            at = end
+        return MIN_FRAME if runs[0].request.kind is Kind.READ else ATA_SIZE

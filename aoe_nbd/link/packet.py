@@ -29,7 +29,7 @@ _PACKET_IGNORE_OUTGOING = 23
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 4 << 20
 _PER_FRAME = 1024  # bytes that the kernel counts for a frame beyond its length, and more
-BATCH = 256  # most frames of one `send_run`
+BATCH = 256  # most frames of one `send_rows`
 ROW = 64  # bytes from one header in `Link.headers` to the next
 
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
@@ -68,7 +68,7 @@ class Link:
     """One interface, one direction. Not safe for two threads at once.
 
     Attributes: `name`, `index`, `mac` (6 bytes), `mtu` (bytes), `up` (running, as last told by `update`); `headers`,
-    BATCH rows of ROW bytes, is where `send_run` takes headers from.
+    BATCH rows of ROW bytes, is where `send_rows` takes headers from.
     """
 
     def __init__(self, name: str, accept: Accept, slots: int = 512, address: Address | None = None) -> None:
@@ -94,7 +94,7 @@ class Link:
         self._messages_at = address_of(messages)
         self._header_length, self._length, self._base = iov["length"][:, 0], iov["length"][:, 1], iov["base"][:, 1]
         self._shape = (0, 0)  # of the frames that were described last: bytes of header and of payload
-        self._odd = 0  # the one of them with less payload than the others
+        self._odd: list[int] = []  # those of them with less payload than the others
         self._open()
 
     def _open(self) -> None:
@@ -205,21 +205,29 @@ class Link:
             sent += 1
         return sent
 
-    def send_run(self, count: int, size: int, payload: int = 0, step: int = 0, total: int = 0) -> int:
+    def send_rows(self, count: int, size: int, step: int = 0, payloads: Iterable[tuple[int, int, int]] = ()) -> int:
         """Send `count` frames, BATCH at most: the first `size` bytes of each row of `headers`, then its share of payload.
 
-        Row i's payload is the `step` bytes at address `payload` + i * step; the last row has what is left of `total`.
-        Returns how many were sent, fewer than all after an error, whose errno is then in `failure`.
+        `payloads` tells of stretches of rows, one after the other, with `step`: (frames, address, bytes). Each frame takes
+        `step` bytes there, the last one what is left. Returns how many were sent, fewer than all after an error, whose
+        errno is then in `failure`.
         """
         if (size, step) != self._shape:
             self._shape = (size, step)
             self._header_length[:], self._length[:] = size, step
             self._parts[:] = 2 if step else 1
-        if step:
-            self._base[:count] = _INDEX[:count] * step + payload
+        elif self._odd:
             self._length[self._odd] = step
-            self._odd = count - 1
-            self._length[self._odd] = total - self._odd * step
+        self._odd.clear()
+        at = 0
+        for frames, address, total in payloads:
+            end = at + frames
+            self._base[at:end] = _INDEX[:frames] * step + address
+            short = total - (frames - 1) * step
+            if short < step:
+                self._odd.append(end - 1)
+                self._length[end - 1] = short
+            at = end
         done = 0
         while done < count:
             at = self._messages_at + done * _MMSGHDR.itemsize

@@ -20,7 +20,7 @@ from aoe_nbd.core.path import Path
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import MIN_FRAME, SECTOR, Ata
 from aoe_nbd.wire.frames import ATA_SIZE, parse_ata, parse_header
-from inmemory import IDENTITY, LOCAL, REMOTE, Lan, Scripted, encode_run, lba_of, reply
+from inmemory import IDENTITY, LOCAL, REMOTE, ROWS, Lan, Scripted, encode_runs, lba_of, reply
 
 LAN = Lan(9000)
 LAN.peer(Scripted(sectors=17, buffers=64))
@@ -32,9 +32,12 @@ SEQS = st.integers(0, 1 << 62) | st.integers((1 << 31) - 70_000, (1 << 31) - 2)
 
 
 def run_of(kind: Kind, lba: int, count: int, offset: int, length: int, step: int, seq: int, fua: bool) -> Run:
+    frames_wanted = -(-length // step)
+    if seq & (1 << 31) - 1 > (1 << 31) - 2 - frames_wanted:
+        seq -= frames_wanted  # a run never crosses the end of the tags
     data = memoryview(bytearray(random.Random(seq).randbytes(count * SECTOR)))
     request = Request(kind, lba, count, data, fua=fua)
-    return Run(PATH, PATH.flights[Class.READ], request, seq, -(-length // step), offset, length, step, 0.0)
+    return Run(PATH, PATH.flights[Class.READ], request, seq, frames_wanted, offset, length, step, 0.0)
 
 
 @settings(max_examples=5_000, deadline=None)
@@ -55,22 +58,19 @@ def test_array_form_and_single_frames_are_the_same_bytes(
     lba = min(lba, limit - count)
     offset = data.draw(st.integers(0, count - 1))
     length = data.draw(st.integers(1, count - offset))
-    frames_wanted = -(-length // step)
-    if seq & (1 << 31) - 1 > (1 << 31) - 2 - frames_wanted:
-        seq -= frames_wanted  # a run never crosses the end of the tags
     INITIATOR.identify = replace(IDENTITY, lba48=lba48, sectors=limit)
     run = run_of(kind, lba, count, offset, length, step, seq, fua and lba48)
     singly = []
     for index in range(run.count):
         header, payload = encode.frame(INITIATOR, run, index)
         singly.append(bytes(header) + bytes(payload or b""))
-    if run.count > 1:
-        assert encode_run(INITIATOR, run) == singly
+    if 1 < run.count <= ROWS:
+        assert encode_runs(INITIATOR, [run]) == singly
     at = lba + offset
     for index, frame in enumerate(singly):
         head, ata = parse_header(frame), parse_ata(frame)
         assert head[:8] == (REMOTE, LOCAL, 0x88A2, 0x10, 0, 1, 0, 0)
-        assert head.tag == 1 << 31 | (seq + index) & (1 << 31) - 1
+        assert head.tag == 1 << 31 | (run.seq + index) & (1 << 31) - 1
         assert lba_of(frame) == at
         assert 1 <= ata.count <= step
         assert ata.reserved == ata.error_feature == 0
@@ -82,6 +82,42 @@ def test_array_form_and_single_frames_are_the_same_bytes(
             assert frame[ATA_SIZE:] == run.request.data[start : start + ata.count * SECTOR]
         at += ata.count
     assert at == lba + offset + length
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([Kind.READ, Kind.WRITE]),
+            st.booleans(),
+            st.integers(0, 1 << 40),
+            st.integers(1, 300),
+            st.sampled_from([2, 17]),
+            SEQS,
+        ),
+        max_size=12,
+    ),
+    st.integers(150, 256),
+)
+def test_runs_that_go_out_together_are_the_same_bytes(
+    many: list[tuple[Kind, bool, int, int, int, int]], most: int
+) -> None:
+    INITIATOR.identify = replace(IDENTITY, lba48=True, sectors=BIG)
+    runs = [run_of(kind, lba, count, 0, count, step, seq, fua) for kind, fua, lba, count, step, seq in many]
+    groups = list(encode.together(runs, most))
+    assert [run for group in groups for run in group] == runs
+    for group in groups:
+        together = encode_runs(INITIATOR, group)
+        assert len(together) == sum(run.count for run in group) <= most
+        at = 0
+        for run in group:
+            for index in range(run.count):
+                header, payload = encode.frame(INITIATOR, run, index)
+                assert together[at] == bytes(header) + bytes(payload or b"")
+                at += 1
+    for before, after in pairwise(groups):
+        kinds = {(run.request.kind, run.request.fua, run.step) for run in (*before, *after)}
+        assert len(kinds) > 1 or sum(run.count for run in before) + after[0].count > most
 
 
 class Tally:

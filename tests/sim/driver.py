@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class Driver:
         self._tags: set[int] = set()
         self._spare: deque[int] = deque(maxlen=64)
         self.headers = encode.Headers(np.zeros((WINDOW_MOST, encode.ROW), np.uint8))
+        self._rows: dict[int, tuple[Any, int]] = {}  # by a run's first number: an array of headers, and its place there
         self._under_way: dict[int, Request] = {}
         self._inbox: list[Request] = []
         self._received: list[tuple[str, bytes]] = []
@@ -240,6 +242,7 @@ class Driver:
             self.frozen_until = self.stalled_until = now + self.pause
             self.pause = 0.0
         at = max(now, self.frozen_until)
+        self._fill(runs)
         for run in runs:
             sent, failure = self._send(run, now, at)
             if sent and at > now + LATE:
@@ -261,6 +264,18 @@ class Driver:
                 "courtesy", f"{under_way} frames outstanding, {asked} questions; the target has {buffers} buffers"
             )
 
+    def _fill(self, runs: Sequence[Run]) -> None:
+        """Make the headers of some of the runs as arrays as well, to be compared with the frames one by one."""
+        self._rows.clear()
+        for group in encode.together(runs, WINDOW_MOST):
+            count = sum(run.count for run in group)
+            if count > 1 and group[0].seq % 13 == 0 and self.checks_tags:
+                self.headers.fill(self.initiator, group)
+                rows, at = self.headers.rows[:count].copy(), 0
+                for run in group:
+                    self._rows[run.seq] = rows, at
+                    at += run.count
+
     def left_late(self, run: Run, sent: int, at: float) -> None:
         """Frames have left long after the core was asked for them."""
         self.initiator.left_late(run, at)
@@ -269,17 +284,15 @@ class Driver:
         world = self.world
         index = self.names[run.path.link]
         link = self.links[index]
-        rows = None
-        if run.count > 1 and run.seq % 13 == 0 and self.checks_tags:
-            self.headers.fill(self.initiator, run, 0, run.count)
-            rows = self.headers.rows
+        rows, at_row = self._rows.pop(run.seq, (None, 0))
         if run.request.path is None:
             self._check_overlap(run.request)
         for i in range(run.count):
             header, payload = self.encode(run, i)
-            if rows is not None and header[:36] != rows[i].tobytes()[:36]:
+            if rows is not None and header[:36] != rows[at_row + i].tobytes()[:36]:
                 raise Violation(
-                    "encode", f"frame {i} of a run is {header.hex()} alone, {rows[i].tobytes().hex()} in the run"
+                    "encode",
+                    f"frame {i} of a run is {header.hex()} alone, {rows[at_row + i].tobytes().hex()} in the run",
                 )
             frame = header if payload is None else header + payload
             if not link.up:
