@@ -34,6 +34,7 @@ from .wire.codes import SECTOR
 log = logging.getLogger("aoe_nbd")
 
 _LEAVE = 3.0  # s that the end of a bridge waits for a target, to give up the ownership of a LUN
+SLOTS, SLOTS_OF_MANY = 512, 4096  # frames that a link's ring holds: of one LUN, and where clients choose the LUN
 DISCOVERY = 1.0  # s that listing exports listens for answers
 
 
@@ -52,12 +53,12 @@ def choose_interfaces(names: Sequence[str], option: str = "interface=") -> list[
     return up
 
 
-def open_links(names: Sequence[str], address: Address | None = None) -> list[Link]:
-    """Open the links of an initiator, of one LUN or of all. Raises LinkError; then none stays open."""
+def open_links(names: Sequence[str], address: Address | None = None, slots: int = SLOTS) -> list[Link]:
+    """Open the links of an initiator, of one LUN or of all, with rings of `slots`. Raises LinkError; then none stays open."""
     links: list[Link] = []
     try:
         for name in choose_interfaces(names):
-            link = Link(name, Accept.RESPONSES, address=address)
+            link = Link(name, Accept.RESPONSES, slots, address)
             links.append(link)
             if link.clipped:
                 log.warning("%s", link.clipped)
@@ -112,9 +113,11 @@ class Bridge:
 
     def ready(self) -> None:
         """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
-        self.engine = Engine(open_links(self.options.interfaces, self.options.address), self._event)
-        if self.options.address is not None:
-            self._open(self.options.address)
+        address = self.options.address
+        slots = SLOTS if address is not None else SLOTS_OF_MANY
+        self.engine = Engine(open_links(self.options.interfaces, address, slots), self._event)
+        if address is not None:
+            self._open(address)
 
     def start(self) -> None:
         """Start the threads, in the process that serves."""

@@ -53,6 +53,17 @@ _FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def _alike(items: bytes, item: bytes, at: int) -> int:
+    """How many times `item` comes in a row in `items`, an array of such, from place `at` on."""
+    size, end = len(item), len(items) // len(item)
+    if items[at * size :] == item * (end - at):
+        return end - at
+    stop = at + 1
+    while items[stop * size : (stop + 1) * size] == item:
+        stop += 1
+    return stop - at
+
+
 class _Timer:
     """A timerfd: epoll's own timeout is too coarse for a network with round trips of 100 µs."""
 
@@ -101,6 +112,7 @@ class Engine:
         self._ending = threading.Event()
         self._finished = 0
         self._faults = 0  # in a row
+        self._touched: set[Initiator] = set()  # in this turn: to be flushed
         self._told: deque[tuple[Initiator, Event]] = deque()
         self._timer = _Timer()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -189,13 +201,21 @@ class Engine:
             if initiator.address in self._initiators:
                 raise ValueError(f"{initiator.address} has an initiator already")
             self._initiators[initiator.address] = initiator
+            self._share()
         self.kick()
 
     def remove(self, initiator: Initiator) -> None:
         """Run it no longer."""
         with self._lock:
             self._initiators.pop(initiator.address, None)
+            self._share()
         self._submit()
+
+    def _share(self) -> None:
+        """All answers that all initiators together may be owed must find room in a link's ring."""
+        room = min(link.slots for link in self.links.values())
+        for initiator in self._initiators.values():
+            initiator.share = max(1, room // len(self._initiators))
 
     def find(self, address: Address) -> Initiator | None:
         """The initiator of this LUN, if there is one."""
@@ -372,6 +392,7 @@ class Engine:
             if self._stopped:
                 return
             now = time.monotonic()
+            touched = self._touched
             for fd, events in ready:
                 link = self._by_fd.get(fd)
                 if link is not None:
@@ -385,17 +406,24 @@ class Engine:
                         os.eventfd_read(fd)
                     for link in self.links.values():
                         self._receive(link, now)
+                    touched.update(self._initiators.values())
                 else:
                     self._links_changed(now)
+                    touched.update(self._initiators.values())
             for exchange in self._exchanges:
                 for name, frame in exchange.due(now):
                     self._send_frame(self.links[name], frame)
                 if not exchange.done(now):
                     self._timer.set(exchange.timer())
             for initiator in self._initiators.values():
-                if initiator.timer() <= now:
+                at = initiator.timer()
+                if at <= now:
                     initiator.tick(now)
+                elif initiator not in touched:
+                    self._timer.set(at)
+                    continue
                 self._flush(initiator, now, own)
+            touched.clear()
         self._submit(own)
         while self._told:
             self._on_event(*self._told.popleft())
@@ -408,8 +436,24 @@ class Engine:
                     self._dispatch(link, frame, now)
                 return
             rows, lengths = batch
-            initiator = self._initiators.get(_ADDRESS.unpack_from(rows[0].data, _ADDRESS_OFFSET))  # type: ignore[call-overload]
-            receive_rows(initiator, link.name, rows, lengths, now, lambda frame: self._dispatch(link, frame, now))
+            addresses = rows[:, _ADDRESS_OFFSET : _ADDRESS_OFFSET + _ADDRESS.size].tobytes()
+            at = 0
+            while at < len(rows):  # stretch by stretch of one LUN's
+                address = addresses[at * _ADDRESS.size : (at + 1) * _ADDRESS.size]
+                count = _alike(addresses, address, at)
+                initiator = self._initiators.get(_ADDRESS.unpack(address))  # type: ignore[call-overload]
+                if initiator is not None:
+                    self._touched.add(initiator)
+                end = at + count
+                receive_rows(
+                    initiator,
+                    link.name,
+                    rows[at:end],
+                    lengths[at:end],
+                    now,
+                    lambda frame: self._dispatch(link, frame, now),
+                )
+                at = end
         finally:
             link.release()
 
@@ -424,6 +468,7 @@ class Engine:
         if initiator is None:
             self.counters["dropped_address"] += 1
         else:
+            self._touched.add(initiator)
             initiator.receive(link.name, frame, now)
 
     def _transmit(self, initiator: Initiator, now: float) -> None:

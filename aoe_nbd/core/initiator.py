@@ -40,6 +40,7 @@ from .constants import (
     STREAM_LEAST,
     STREAM_SHARE,
     STRIKES_OUT,
+    WINDOW_MOST,
 )
 from .copies import FLYING, GHOST, LOST, MASK, PROBED, STALE, Copies, Run
 from .fence import NEVER, Fence, Phase
@@ -102,6 +103,7 @@ class Initiator:
         self.address = address
         self.fence = fence
         self.cap, self.on_dead, self.quarantine = cap, on_dead, quarantine
+        self.share = WINDOW_MOST  # frames that may be outstanding, where others have the same room for their answers
         self.learn_paths = learn_paths  # whether an unasked announcement from a new MAC makes it a candidate
         self.identify: Identify | None = None
         self.paths: list[Path] = []
@@ -448,12 +450,12 @@ class Initiator:
         self._control = waiting
 
     def _buffers(self) -> int:
-        """Frames that the target can take at once. Its paths share them."""
+        """Frames that the target, and we, can take at once. Its paths share them."""
         most = 1
         for path in self.paths:
             if path.state is PathState.UP and path.buffers > most:
                 most = path.buffers
-        return most
+        return min(most, self.share)
 
     @staticmethod
     def _choose(carriers: list[Path], kind: Kind, now: float) -> Path | None:

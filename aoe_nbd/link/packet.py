@@ -67,8 +67,8 @@ def address_of(buffer: Any) -> int:
 class Link:
     """One interface, one direction. Not safe for two threads at once.
 
-    Attributes: `name`, `index`, `mac` (6 bytes), `mtu` (bytes), `up` (running, as last told by `update`); `headers`,
-    BATCH rows of ROW bytes, is where `send_rows` takes headers from.
+    Attributes: `name`, `index`, `mac` (6 bytes), `mtu` (bytes), `up` (running, as last told by `update`); `slots`, frames
+    that its ring holds; `headers`, BATCH rows of ROW bytes, is where `send_rows` takes headers from.
     """
 
     def __init__(self, name: str, accept: Accept, slots: int = 512, address: Address | None = None) -> None:
@@ -85,7 +85,7 @@ class Link:
         self.name, self.accept, self.address = name, accept, address
         self.index, self.mac, self.mtu, self.up = found.index, found.mac, found.mtu, found.running
         self.failure = 0
-        self._slots = slots
+        self.slots = slots
         self.headers = np.zeros((BATCH, ROW), np.uint8)
         iov, messages = np.zeros((BATCH, 2), _IOVEC), np.zeros(BATCH, _MMSGHDR)
         iov["base"][:, 0] = address_of(self.headers) + _INDEX * ROW
@@ -107,16 +107,16 @@ class Link:
             self._socket.setblocking(False)
             for option in (_PACKET_IGNORE_OUTGOING, _PACKET_QDISC_BYPASS):
                 self._socket.setsockopt(SOL_PACKET, option, 1)
-            self._size_send_buffer(max(_SEND_BUFFER, self._slots * (self.mtu + _PER_FRAME)))
+            self._size_send_buffer(max(_SEND_BUFFER, self.slots * (self.mtu + _PER_FRAME)))
             bpf.attach(self._socket, self.accept, self.address)
-            self._ring = Ring(self._socket, self.mtu, self._slots)
+            self._ring = Ring(self._socket, self.mtu, self.slots)
             self._socket.bind((self.name, bpf.ETHERTYPE))
         except OSError as error:
             self._socket.close()
             if error.errno == errno.ENOMEM:
                 raise LinkError(
                     errno.ENOMEM,
-                    f"interface {self.name}: no memory to receive {self._slots} frames of {self.mtu} bytes: allow fewer",
+                    f"interface {self.name}: no memory to receive {self.slots} frames of {self.mtu} bytes: allow fewer",
                 ) from None
             raise LinkError(error.errno, f"interface {self.name} cannot be opened: {error.strerror}") from None
 

@@ -55,7 +55,8 @@ def test_nbdload_counts_what_it_did(
     requests = re.findall(
         rf" {way.capitalize()} .*offset=(0x[0-9a-f]+) count=(0x[0-9a-f]+)", (tmp_path / "requests").read_text()
     )
-    assert len(requests) == found["operations"] > 4 * sockets
+    warming_up = 4 * sockets
+    assert len(requests) - warming_up == found["operations"] > 4 * sockets
     assert found["bytes"] == found["operations"] * size
     offsets = [int(offset, 16) for offset, _ in requests]
     assert {int(count, 16) for _, count in requests} == {size}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aoe_nbd.device import Device
-from aoe_nbd.engine import Engine
+from aoe_nbd.engine import Engine, _alike
 from aoe_nbd.link import Accept, Link
 from aoe_nbd.wire.address import Address
 from lab import PATIENCE, Host, Process, write_random
@@ -136,3 +136,45 @@ def test_coming_and_going_leaves_nobody_waiting(device: Device, disk: Path) -> N
 
     callers(3, meet)
     assert device.initiator.waiting == 0
+
+
+def test_several_luns_by_one_engine(initiator: Host, vblade: Callable[..., Process], tmp_path: Path) -> None:
+    """Their answers come mixed, each goes to its own LUN's request, and no more are asked for than the ring holds."""
+    count, slots, request = 5, 64, 32 * BLOCK
+    disks = [tmp_path / f"disk{slot}" for slot in range(count)]
+    for slot, disk in enumerate(disks):
+        write_random(disk, SIZE, seed=slot)
+        vblade(disk, "-b", 64, slot=slot)
+    with initiator.entered():
+        engine = Engine([Link(initiator.interface, Accept.RESPONSES, slots)])
+        devices = [Device(engine, Address(1, slot)) for slot in range(count)]
+        for device in devices:
+            device.open(PATIENCE)
+        engine.start()
+    most = 0
+
+    def work(k: int) -> None:
+        nonlocal most
+        device, content = devices[k % count], disks[k % count].read_bytes()
+        rng = random.Random(k)
+        for _ in range(150):
+            place = rng.randrange((SIZE - request) // BLOCK) * BLOCK
+            buffer = bytearray(request)
+            device.read(memoryview(buffer), place)
+            assert buffer == content[place : place + request]
+            most = max(most, sum(each.initiator.outstanding() for each in devices))
+
+    try:
+        callers(3 * count, work)
+        assert count < most <= slots
+    finally:
+        engine.stop()
+
+
+def test_where_a_stretch_of_equal_addresses_ends() -> None:
+    items = b"".join([b"\0\1\0"] * 3 + [b"\0\1\1"] + [b"\1\0\1"] * 2 + [b"\0\1\0"])
+    at, stretches = 0, []
+    while at < len(items) // 3:
+        stretches.append(_alike(items, items[3 * at : 3 * at + 3], at))
+        at += stretches[-1]
+    assert stretches == [3, 1, 2, 1]

@@ -135,6 +135,18 @@ def test_one_loss_in_a_stream_is_seen_by_what_overtakes_it() -> None:
     assert port.disk.whole(0, 300) == B * 300
 
 
+def test_no_more_is_outstanding_than_its_share_of_the_room_for_answers() -> None:
+    lan = Lan()
+    lan.target(buffers=64)
+    initiator = lan.attach()
+    initiator.share = 5
+    request, _ = read_request(0, 100)
+    initiator.submit(request, lan.now)
+    assert sum(run.count for run in initiator.transmit(lan.now)) == 5
+    lan.finish(request)
+    assert not request.error
+
+
 @pytest.mark.parametrize("in_a_batch", [False, True])
 def test_what_three_later_answers_prove_lost_is_sent_again_with_them(in_a_batch: bool) -> None:
     lan = Lan()
