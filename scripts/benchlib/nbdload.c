@@ -2,10 +2,11 @@
 /* A light NBD client that keeps a number of requests under way on each of several Unix sockets, so that the server is measured
  * and not its client: one thread, no copy of what it reads (it stays where recv has put it), simple replies only.
  *
- *   nbdload read|write sequential|random REQUEST DEPTH SECONDS BYTES SOCKET...
+ *   nbdload read|write sequential|random REQUEST DEPTH SECONDS BYTES SOCKET[#EXPORT]...
  *
  * REQUEST is the size of each in bytes; BYTES is the range of the disk that is used, 0 for all of it. Prints one JSON object:
  * seconds, bytes, operations, cpu (seconds of this process), and latency in microseconds: mean_us, p50_us, p99_us, p999_us.
+ * The clock starts when every connection has answered DEPTH requests, which are not counted.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -83,14 +84,17 @@ static void put(int fd, struct iovec *v, int count) {
   }
 }
 
-/* The newstyle handshake, for the default export. Returns its size. */
-static uint64_t negotiate(int fd) {
+/* The newstyle handshake, for an export ("" is the default one). Returns its size. */
+static uint64_t negotiate(int fd, const char *export) {
   struct { uint64_t magic, hello; uint16_t flags; } __attribute__((packed)) greeting;
   get(fd, &greeting, sizeof greeting);
   if (be64toh(greeting.hello) != HELLO) refuse("not an NBD server of the new style");
-  struct { uint32_t flags; uint64_t hello; uint32_t option, length, name; uint16_t infos; } __attribute__((packed)) go = {
-      htonl(3), htobe64(HELLO), htonl(OPT_GO), htonl(6), 0, 0};
-  if (write(fd, &go, sizeof go) != sizeof go) die("write");
+  uint32_t named = strlen(export);
+  struct { uint32_t flags; uint64_t hello; uint32_t option, length, name; } __attribute__((packed)) go = {
+      htonl(3), htobe64(HELLO), htonl(OPT_GO), htonl(6 + named), htonl(named)};
+  uint16_t infos = 0;
+  struct iovec asked[] = {{&go, sizeof go}, {(char *)export, named}, {&infos, sizeof infos}};
+  put(fd, asked, 3);
   uint64_t bytes = 0;
   for (;;) {
     struct { uint64_t magic; uint32_t option, type, length; } __attribute__((packed)) answer;
@@ -100,7 +104,7 @@ static uint64_t negotiate(int fd) {
     if (be64toh(answer.magic) != REPLY_OPT || length > sizeof data) refuse("the handshake went wrong");
     if (length) get(fd, data, length);
     if (type == REP_ACK) return bytes;
-    if (type & 0x80000000) refuse("the server refuses its default export");
+    if (type & 0x80000000) refuse("the server refuses this export");
     if (type == REP_INFO && length >= 12 && !data[0] && !data[1]) memcpy(&bytes, data + 2, 8), bytes = be64toh(bytes);
   }
 }
@@ -166,10 +170,26 @@ static void take(struct connection *c) {
   if (freed && t < end) ask(c, cookies, freed);
 }
 
+/* Go on until `end`, and until all that is under way then has been answered. */
+static void finish(struct connection *all, struct pollfd *polled, int sockets) {
+  if (sockets == 1) {
+    while (all[0].under_way) take(all);
+    return;
+  }
+  for (int busy = sockets; busy;) {
+    if (poll(polled, sockets, -1) < 0) die("poll");
+    busy = 0;
+    for (int i = 0; i < sockets; i++) {
+      if (polled[i].revents) take(all + i);
+      busy += all[i].under_way > 0;
+    }
+  }
+}
+
 int main(int count, char **words) {
   int sockets = count - 7;
   if (sockets < 1 || sockets > SOCKETS_MOST) {
-    fprintf(stderr, "usage: %s read|write sequential|random REQUEST DEPTH SECONDS BYTES SOCKET...\n", *words);
+    fprintf(stderr, "usage: %s read|write sequential|random REQUEST DEPTH SECONDS BYTES SOCKET[#EXPORT]...\n", *words);
     return 2;
   }
   writes = !strcmp(words[1], "write");
@@ -189,10 +209,12 @@ int main(int count, char **words) {
   memset(waits, 0, SAMPLES * sizeof *waits);
   for (int i = 0; i < sockets; i++) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
+    char *export = strchr(words[7 + i], '#');
+    if (export) *export++ = 0;
     strncpy(name.sun_path, words[7 + i], sizeof name.sun_path - 1);
     all[i].fd = polled[i].fd = socket(AF_UNIX, SOCK_STREAM, 0);
     if (connect(all[i].fd, (void *)&name, sizeof name)) die(words[7 + i]);
-    uint64_t bytes = negotiate(all[i].fd);
+    uint64_t bytes = negotiate(all[i].fd, export ? export : "");
     all[i].places = (range && range < bytes ? range : bytes) / size;
     if (!all[i].places) refuse("the disk is smaller than one request");
     polled[i].events = POLLIN;
@@ -200,22 +222,15 @@ int main(int count, char **words) {
 
   uint16_t cookies[DEPTH_MOST];
   for (int i = 0; i < depth; i++) cookies[i] = i;
+  t = now();
+  for (int i = 0; i < sockets; i++) ask(all + i, cookies, depth);
+  finish(all, polled, sockets);  // a server makes its threads when a connection's first requests come
+  done = total_wait = 0;
   double used = cpu();
   uint64_t start = t = now();
   end = start + duration;
   for (int i = 0; i < sockets; i++) ask(all + i, cookies, depth);
-  if (sockets == 1) {
-    while (all[0].under_way) take(all);
-  } else {
-    for (int busy = sockets; busy;) {
-      if (poll(polled, sockets, -1) < 0) die("poll");
-      busy = 0;
-      for (int i = 0; i < sockets; i++) {
-        if (polled[i].revents) take(all + i);
-        busy += all[i].under_way > 0;
-      }
-    }
-  }
+  finish(all, polled, sockets);
   double seconds = (t - start) / 1e9;
   used = cpu() - used;
   size_t samples = done < SAMPLES ? done : SAMPLES;

@@ -161,6 +161,12 @@ class Aoe(Stack):
                 server.wait_for_socket(server.socket)
                 self.sockets.append(str(server.socket))
 
+    def bridge_for_all(self, count: int) -> None:
+        """One bridge, at which the client chooses e1.0 and up by their export names."""
+        server = self.launch("bridge", lambda socket: ["nbdkit", "-f", "-U", socket, *self.plugin()[:-1]])
+        server.wait_for_socket(server.socket)
+        self.sockets += [f"{server.socket}#e1.{slot}" for slot in range(count)]
+
     def _bridge(self, slot: int, socket: Path) -> Sequence[object]:
         return ["nbdkit", "-f", "-U", socket, *self.plugin(slot)]
 

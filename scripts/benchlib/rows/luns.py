@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Many LUNs at once, each with a bridge of its own: throughput of all together, memory of each, and how long they start."""
+"""Many LUNs at once, each with a bridge of its own, or all by one bridge: throughput of all together, memory, and start."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ..report import Claim, Section
 from ..stacks import AT_ONCE, Aoe
 from . import Bench, others
 
-TITLE = "Many LUNs, a bridge for each"
+TITLE = "Many LUNs"
 MTU, REQUEST, DEPTH = 9000, 128 << 10, 4
+EACH, ALL = "a bridge each", "one bridge"
 COLUMNS = (
     "LUNs",
     "MB/s, all",
     "all / 1 LUN",
     "CPU s/GiB, bridges",
     "target",
-    "RSS MB each",
-    "PSS MB each",
+    "RSS MB a LUN",
+    "PSS MB a LUN",
     "start of all, s",
 )
 
@@ -30,39 +31,53 @@ COLUMNS = (
 def measure(bench: Bench) -> Section:
     section = Section("luns", TITLE, COLUMNS)
     counts = (1, 4) if bench.quick else (1, 4, 16, 64)
-    started: dict[int, float] = {}
-    memory: dict[int, list[tuple[float, float]]] = {}
+    kinds = [(n, how) for how in (EACH, ALL) for n in counts]
+    started: dict[str, float] = {}
+    memory: dict[str, list[tuple[float, float]]] = {}
     with contextlib.ExitStack() as ends:
-        stacks: dict[int, Aoe] = {}
-        for n in counts:
-            bench.say(f"luns: starting {n}")
-            stacks[n] = ends.enter_context(Aoe(bench.places, MTU, "ours", bench.disk, bridges=0, exports=n))
+        stacks: dict[str, Aoe] = {}
+        for n, how in kinds:
+            name = f"{n}, {how}"
+            bench.say(f"luns: starting {name}")
+            stacks[name] = stack = ends.enter_context(Aoe(bench.places, MTU, "ours", bench.disk, bridges=0, exports=n))
             begin = time.monotonic()
-            stacks[n].bridges(n)
-            started[n] = time.monotonic() - begin
+            if how == EACH:
+                stack.bridges(n)
+            else:
+                stack.bridge_for_all(n)
+            started[name] = time.monotonic() - begin
+        for stack in stacks.values():  # a LUN is attached, and threads are made, when its first client comes
+            stack.load("read", 0.1, REQUEST, DEPTH, size=bench.size)
         runs = bench.interleave(
             "luns: sequential read",
-            {str(n): partial(stacks[n].load, "read", bench.seconds, REQUEST, DEPTH, size=bench.size) for n in counts},
+            {
+                name: partial(stack.load, "read", bench.seconds, REQUEST, DEPTH, size=bench.size)
+                for name, stack in stacks.items()
+            },
         )
-        for n, stack in stacks.items():
-            memory[n] = [_memory(pid) for name, pid in stack.processes.items() if name.startswith("bridge")]
-    for n in counts:
-        found = runs[str(n)]
-        together = ratio(found, runs["1"], lambda run: run.rate)
-        bridges = [name for name in found[0].cpu if name.startswith("bridge")]
+        for (n, how), (name, stack) in zip(kinds, stacks.items(), strict=True):
+            share = 1 if how == EACH else n
+            found = [_memory(pid) for label, pid in stack.processes.items() if label.startswith("bridge")]
+            memory[name] = [(rss / share, pss / share) for rss, pss in found]
+    together = {}
+    for n, how in kinds:
+        name = f"{n}, {how}"
+        found = runs[name]
+        together[how] = ratio(found, runs[f"1, {how}"], lambda run: run.rate)
+        bridges = [label for label in found[0].cpu if label.startswith("bridge")]
         section.lines.append(
             [
-                str(n),
+                name,
                 median([run.rate for run in found]),
-                together.text(),
+                together[how].text(),
                 median([run.cpu_per_gib(*bridges) for run in found], 2),
                 median([run.cpu_per_gib("target") for run in found], 2),
-                Spread.of([rss for rss, _ in memory[n]]).text(0),
-                Spread.of([pss for _, pss in memory[n]]).text(0),
-                f"{started[n]:.2f}",
+                Spread.of([rss for rss, _ in memory[name]]).text(0),
+                Spread.of([pss for _, pss in memory[name]]).text(0),
+                f"{started[name]:.2f}",
             ]
         )
-        section.bars.append((f"{n} LUNs / 1 LUN", together))
+        section.bars.append((f"{name} / 1 LUN", together[how]))
     section.claims = [
         Claim(
             "resident memory of a LUN's bridge",
@@ -72,13 +87,14 @@ def measure(bench: Bench) -> Section:
             unit="MB",
             digits=0,
         ),
-        Claim(f"{n} LUNs, total throughput / 1 LUN", 0.9, together),
+        *(Claim(f"{counts[-1]} LUNs, {how}, total throughput / 1 LUN", 0.9, together[how]) for how in (EACH, ALL)),
     ]
     section.runs = plain(runs) | {"memory, MB (RSS, PSS)": memory, "started, s": started}
     section.notes = [
-        f"each count on a LAN of its own: one target of ours with so many exports of one file, MTU {MTU};"
+        f"each on a LAN of its own: one target of ours with so many exports of one file, MTU {MTU};"
         f" {DEPTH} reads of {REQUEST >> 10} KiB under way at each LUN, by one client process for all of them",
-        f"memory after that; start: {AT_ONCE} bridges at a time, until the last of them serves",
+        f"memory after that; start: {AT_ONCE} bridges at a time, until the last of them serves; the one bridge attaches a"
+        " LUN when its first client comes",
         others(runs),
     ]
     return section
