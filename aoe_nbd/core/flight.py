@@ -66,7 +66,8 @@ class Flight:
         self._reorder = 0.0  # what false alarms have added to the reorder window
         self._deceived = float("-inf")  # when the last of them was
         self.gap = False  # whether a copy may have been overtaken, and
-        self.overtakers = 0  # how many answers have come since
+        self.overtakers = 0  # how many answers have come since, and
+        self.timed = False  # whether who keeps the timer has heard of it
         self._calm = 0.0  # when the last of them was, or the window last shrank
         self._order: deque[Run] = deque()
         self._copies = copies
@@ -103,6 +104,8 @@ class Flight:
         self._sample(now - run.sent, now, count)
         if seq > self.newest:
             self.newest = seq
+        if self.gap:
+            self.overtakers += count
         self.moved = self.heard = now
         self.backoff = 0
         self.probes = 0
@@ -166,19 +169,18 @@ class Flight:
         """All copies under way, oldest first."""
         return [seq for run in self._order if run.flying for seq in self._flying(run)]
 
-    def passed(self, count: int, now: float) -> list[int]:
-        """`count` more answers have come since `gap` was seen: the copies that are proved lost by that alone."""
+    def passed(self, now: float) -> list[int]:
+        """After answers: the copies that are proved lost by how many later ones were answered."""
         if not 0 <= self.head() < self.newest:
-            self.gap, self.overtakers = False, 0
+            self.gap, self.overtakers, self.timed = False, 0, False
             return []
-        self.overtakers += count
         last = self.newest - DUPLICATES
         if self.overtakers < DUPLICATES or now < self._deceived + REORDER_MEMORY or self.kind is Class.PROBE:
             return []  # probes differ in size, and so in how long they take
         behind = [seq for run in self._order if run.flying and run.seq < self.newest for seq in self._flying(run)]
         lost = [seq for seq in behind if seq <= last]
         if lost:
-            self.overtakers = 0
+            self.overtakers, self.timed = 0, False
             self.gap = any(last < seq < self.newest for seq in behind)
         return lost
 

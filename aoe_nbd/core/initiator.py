@@ -125,6 +125,7 @@ class Initiator:
         self._ghost_ends: list[tuple[float, int]] = []  # heap
         self._pending: dict[int, Request] = {}  # all that are not done, by id
         self._window_full = False
+        self._gaps = False  # whether some flight has a gap
         self._timer = FOREVER  # a time at or before the one at which `tick` has something to do, and
         self._timer_stale = True  # whether that must be found out anew
         # Another process of this host may have died with writes on the wire: none of ours before those are gone.
@@ -389,6 +390,8 @@ class Initiator:
     def transmit(self, now: float) -> list[Run]:
         """What to send now, in order. The caller must send it, or say what it could not by `unsent`."""
         runs: list[Run] = []
+        if self._gaps:
+            self._weigh_gaps(now)
         if self._control:
             self._transmit_control(runs, now)
         if not self._again and not self._ready:
@@ -652,8 +655,6 @@ class Initiator:
         i = (seq & MASK) + 1
         self._heard_promptly(path, run, seq, count, now)
         self.copies.free_run(i - count, i)
-        if run.flight.gap:
-            self._passed(path, run.flight, count, now)
         request = run.request
         path.sizes.answered(request.kind, min(run.step, run.length), seq)
         if path.state is PathState.OUT and path.verified:
@@ -669,7 +670,7 @@ class Initiator:
             self._heard(now)
         flight = run.flight
         if self.copies.state[(seq - count) & MASK] == FLYING:  # it has overtaken another
-            flight.gap = True
+            flight.gap = self._gaps = True
         if flight.backoff or flight.probes or not flight.rtt.srtt:
             self._timer_stale = True  # something may have to be done sooner than was thought
         flight.answered(run, seq, now, count)
@@ -690,8 +691,6 @@ class Initiator:
         if seq in self._ghosts:
             self._let_go(seq, now)
         self.copies.free(seq)
-        if run.flight.gap:
-            self._passed(path, run.flight, 1, now)
 
     def _heard_late(self, path: Path, run: Run, seq: int, state: int, now: float) -> None:
         """Copy `seq` of `run` was answered after it had been given up."""
@@ -1072,11 +1071,17 @@ class Initiator:
                 self._lose_alone(seq, path, flight, now)
         return None
 
-    def _passed(self, path: Path, flight: Flight, count: int, now: float) -> None:
-        """`count` answers have come to copies that were sent later than one that may be under way still."""
-        self._lose_overtaken(path, flight, flight.passed(count, now), now)
-        if flight.gap and flight.overtakers <= count:  # it is new, and the reorder window may have to decide
-            self._timer_stale = True
+    def _weigh_gaps(self, now: float) -> None:
+        """After answers that overtook others: what is lost for sure is lost now, the rest is left to the reorder window."""
+        self._gaps = False
+        for path in self.paths:
+            for flight in path.flights.values():
+                if flight.gap:
+                    self._lose_overtaken(path, flight, flight.passed(now), now)
+                if flight.gap:
+                    self._gaps = True
+                    if not flight.timed:
+                        flight.timed = self._timer_stale = True
 
     def _lose_overtaken(self, path: Path, flight: Flight, lost: list[int], now: float) -> None:
         if lost:

@@ -87,15 +87,15 @@ def test_a_copy_that_three_later_ones_overtook_is_lost_at_once() -> None:
     flight.gap = True
     for seq in others[: DUPLICATES - 1]:
         sender.answer(seq)
-        assert flight.passed(1, sender.now) == []
+        assert flight.passed(sender.now) == []
     sender.answer(others[DUPLICATES - 1])
-    assert flight.passed(1, sender.now) == [first, second]
+    assert flight.passed(sender.now) == [first, second]
     assert not flight.gap
     for seq in (first, second):
         sender.lose(seq)
-    sender.answer(others[-1])
     flight.gap = True
-    assert flight.passed(1, sender.now) == []
+    sender.answer(others[-1])
+    assert flight.passed(sender.now) == []
     assert not flight.gap, "nothing older is under way"
 
 
@@ -103,10 +103,10 @@ def test_what_fewer_than_three_overtook_is_left_to_the_reorder_window() -> None:
     sender = Sender()
     first, *others = sender.send(8)
     sender.now += RTT
+    sender.flight.gap = True
     for seq in (*others[:4], others[5]):  # others[4] is a second gap, which one answer alone has shown
         sender.answer(seq)
-    sender.flight.gap = True
-    assert sender.flight.passed(5, sender.now) == [first]
+    assert sender.flight.passed(sender.now) == [first]
     assert sender.flight.gap
     sender.lose(first)
     sender.now += sender.flight.reorder * 2
@@ -121,10 +121,10 @@ def test_where_answers_came_out_of_order_the_reorder_window_decides() -> None:
     def passed() -> list[int]:
         first, *others = sender.send(8)
         sender.now += RTT
+        flight.gap = True
         for seq in others:
             sender.answer(seq)
-        flight.gap = True
-        lost = flight.passed(len(others), sender.now)
+        lost = flight.passed(sender.now)
         sender.answer(first)
         return [first - seq for seq in lost]
 
@@ -137,10 +137,10 @@ def test_size_probes_overtake_each_other_and_prove_nothing() -> None:
     sender = Sender(Class.PROBE)
     _, *others = sender.send(8)
     sender.now += RTT
+    sender.flight.gap = True
     for seq in others:
         sender.answer(seq)
-    sender.flight.gap = True
-    assert sender.flight.passed(len(others), sender.now) == []
+    assert sender.flight.passed(sender.now) == []
 
 
 def test_only_what_was_sent_before_the_answered_one_is_lost() -> None:
