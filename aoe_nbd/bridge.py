@@ -27,6 +27,7 @@ from .engine import Engine
 from .host import claim, memory, owner
 from .host.control import Feed
 from .link import Accept, Link, LinkError, interfaces
+from .link.packet import SLOTS
 from .options import OptionError, Options
 from .wire.address import Address, parse_address
 from .wire.codes import SECTOR
@@ -34,7 +35,7 @@ from .wire.codes import SECTOR
 log = logging.getLogger("aoe_nbd")
 
 _LEAVE = 3.0  # s that the end of a bridge waits for a target, to give up the ownership of a LUN
-SLOTS, SLOTS_OF_MANY = 512, 4096  # frames that a link's ring holds: of one LUN, and where clients choose the LUN
+_SLOTS_OF_MANY = 4096  # frames that a link's ring holds where clients choose the LUN
 DISCOVERY = 1.0  # s that listing exports listens for answers
 
 
@@ -114,7 +115,7 @@ class Bridge:
     def ready(self) -> None:
         """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
         address = self.options.address
-        slots = SLOTS if address is not None else SLOTS_OF_MANY
+        slots = SLOTS if address is not None else _SLOTS_OF_MANY
         self.engine = Engine(open_links(self.options.interfaces, address, slots), self._event)
         if address is not None:
             self._open(address)

@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .core import encode
+from .core.batch import common
 from .core.batch import receive as receive_rows
 from .core.copies import Run
 from .core.exchange import Exchange
@@ -53,15 +54,14 @@ _FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _alike(items: bytes, item: bytes, at: int) -> int:
-    """How many times `item` comes in a row in `items`, an array of such, from place `at` on."""
-    size, end = len(item), len(items) // len(item)
-    if items[at * size :] == item * (end - at):
-        return end - at
-    stop = at + 1
-    while items[stop * size : (stop + 1) * size] == item:
-        stop += 1
-    return stop - at
+def _stretches(addresses: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each address in an array of such, and how many times in a row it comes there."""
+    size = _ADDRESS.size
+    while addresses:
+        address = addresses[:size]
+        count = common(addresses, address * (len(addresses) // size)) // size
+        yield address, count
+        addresses = addresses[count * size :]
 
 
 class _Timer:
@@ -429,30 +429,23 @@ class Engine:
             self._on_event(*self._told.popleft())
 
     def _receive(self, link: Link, now: float) -> None:
+        def otherwise(frame: memoryview) -> None:
+            self._dispatch(link, frame, now)
+
         try:
             batch = link.receive_rows(_BATCH)
             if batch is None:
                 for frame in link.receive():
-                    self._dispatch(link, frame, now)
+                    otherwise(frame)
                 return
             rows, lengths = batch
-            addresses = rows[:, _ADDRESS_OFFSET : _ADDRESS_OFFSET + _ADDRESS.size].tobytes()
             at = 0
-            while at < len(rows):  # stretch by stretch of one LUN's
-                address = addresses[at * _ADDRESS.size : (at + 1) * _ADDRESS.size]
-                count = _alike(addresses, address, at)
+            for address, count in _stretches(rows[:, _ADDRESS_OFFSET : _ADDRESS_OFFSET + _ADDRESS.size].tobytes()):
                 initiator = self._initiators.get(_ADDRESS.unpack(address))  # type: ignore[call-overload]
                 if initiator is not None:
                     self._touched.add(initiator)
                 end = at + count
-                receive_rows(
-                    initiator,
-                    link.name,
-                    rows[at:end],
-                    lengths[at:end],
-                    now,
-                    lambda frame: self._dispatch(link, frame, now),
-                )
+                receive_rows(initiator, link.name, rows[at:end], lengths[at:end], now, otherwise)
                 at = end
         finally:
             link.release()

@@ -404,7 +404,7 @@ def rows_of(frames: Sequence[bytes]) -> tuple[Any, Any]:
     return rows, np.array([len(frame) for frame in frames])
 
 
-_headers = encode.Headers(np.zeros((ROWS, encode.ROW), np.uint8))
+_headers = encode.Headers(np.zeros((4 * ROWS, encode.ROW), np.uint8))  # more than are ever sent at once
 
 
 def encode_runs(initiator: Initiator, runs: Sequence[Run]) -> list[bytes]:

@@ -75,8 +75,7 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
     count = min(len(rows), SIZE - first)
     # All columns at once, as bytes: for so few rows that is far quicker than to compare them as arrays.
     tags, in_a_row = rows[:count, _INDEX:_INDEX_END].tobytes(), _INDICES[2 * first : 2 * (first + count)]
-    if tags != in_a_row:
-        count = _common(tags, in_a_row) // 2  # a frame got lost
+    count = common(tags, in_a_row) // 2  # fewer if a frame got lost
     if (
         rows[:count, _SOURCE:_INDEX].tobytes() != head[_SOURCE:_INDEX] * count
         or rows[:count, _STATUS].tobytes() != head[_STATUS : _STATUS + 1] * count
@@ -101,8 +100,10 @@ def _stretch(initiator: Initiator, link: str, rows: Array, lengths: Array, now: 
     return booked
 
 
-def _common(a: bytes, b: bytes) -> int:
-    """How many bytes, 1 or more, two strings that begin alike and are not equal have in common."""
+def common(a: bytes, b: bytes) -> int:
+    """How many bytes two strings of one length begin with in common, 1 or more."""
+    if a == b:
+        return len(a)
     same, different = 0, len(a)
     while different - same > 1:
         middle = (same + different) // 2

@@ -65,10 +65,10 @@ class Flight:
         self.probes = 0  # sent since something was answered
         self._reorder = 0.0  # what false alarms have added to the reorder window
         self._deceived = float("-inf")  # when the last of them was
+        self._calm = 0.0  # the same, or when the window last shrank
         self.gap = False  # whether a copy may have been overtaken, and
         self.overtakers = 0  # how many answers have come since, and
         self.timed = False  # whether who keeps the timer has heard of it
-        self._calm = 0.0  # when the last of them was, or the window last shrank
         self._order: deque[Run] = deque()
         self._copies = copies
         self._rng = rng

@@ -106,9 +106,8 @@ def prune(address: Address, index: int, dev: Path = DEV, sys: Path = SYS) -> Non
     disk, takes all partitions away for a moment, and their names would be missing for longer than they.
     """
     with contextlib.suppress(FileNotFoundError):
-        for name in _present(address, dev):
-            if name not in _wanted(address, index, sys):
-                _drop(dev / "etherd" / name)
+        for name in _present(address, dev) - _wanted(address, index, sys).keys():
+            _drop(dev / "etherd" / name)
 
 
 def make(address: Address, index: int, dev: Path = DEV, sys: Path = SYS) -> Path:

@@ -29,6 +29,7 @@ _PACKET_IGNORE_OUTGOING = 23
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER = 4 << 20
 _PER_FRAME = 1024  # bytes that the kernel counts for a frame beyond its length, and more
+SLOTS = 512  # frames that a link's ring holds, if not told otherwise: those of one LUN, and as many again
 BATCH = 256  # most frames of one `send_rows`
 ROW = 64  # bytes from one header in `Link.headers` to the next
 
@@ -71,7 +72,7 @@ class Link:
     that its ring holds; `headers`, BATCH rows of ROW bytes, is where `send_rows` takes headers from.
     """
 
-    def __init__(self, name: str, accept: Accept, slots: int = 512, address: Address | None = None) -> None:
+    def __init__(self, name: str, accept: Accept, slots: int = SLOTS, address: Address | None = None) -> None:
         """Open interface `name`, for frames of one LUN (`address`) or of all; the ring holds `slots`. Raises LinkError."""
         found = interface(name)
         if found is None:

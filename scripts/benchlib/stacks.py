@@ -146,9 +146,10 @@ class Aoe(Stack):
         target = self.start("target", self.far, self.places.far(*words))
         target.wait_for(f"e1.{exports - 1} (")
 
-    def plugin(self, slot: int = 0) -> list[object]:
-        """The plugin and its parameters, for nbdkit."""
-        return ["python", PLUGIN, f"interface={self.near.interface}", f"target=e1.{slot}"]
+    def plugin(self, slot: int | None = 0) -> list[object]:
+        """The plugin and its parameters, for nbdkit; with None it is for clients to choose the LUN."""
+        target = [] if slot is None else [f"target=e1.{slot}"]
+        return ["python", PLUGIN, f"interface={self.near.interface}", *target]
 
     def bridges(self, count: int) -> None:
         """Bridges for e1.0 and up, some started at once; return when all of them listen."""
@@ -163,7 +164,7 @@ class Aoe(Stack):
 
     def bridge_for_all(self, count: int) -> None:
         """One bridge, at which the client chooses e1.0 and up by their export names."""
-        server = self.launch("bridge", lambda socket: ["nbdkit", "-f", "-U", socket, *self.plugin()[:-1]])
+        server = self.launch("bridge", lambda socket: ["nbdkit", "-f", "-U", socket, *self.plugin(None)])
         server.wait_for_socket(server.socket)
         self.sockets += [f"{server.socket}#e1.{slot}" for slot in range(count)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aoe_nbd.device import Device
-from aoe_nbd.engine import Engine, _alike
+from aoe_nbd.engine import Engine, _stretches
 from aoe_nbd.link import Accept, Link
 from aoe_nbd.wire.address import Address
 from lab import PATIENCE, Host, Process, write_random
@@ -173,8 +173,6 @@ def test_several_luns_by_one_engine(initiator: Host, vblade: Callable[..., Proce
 
 def test_where_a_stretch_of_equal_addresses_ends() -> None:
     items = b"".join([b"\0\1\0"] * 3 + [b"\0\1\1"] + [b"\1\0\1"] * 2 + [b"\0\1\0"])
-    at, stretches = 0, []
-    while at < len(items) // 3:
-        stretches.append(_alike(items, items[3 * at : 3 * at + 3], at))
-        at += stretches[-1]
-    assert stretches == [3, 1, 2, 1]
+    stretches = list(_stretches(items))
+    assert [count for _, count in stretches] == [3, 1, 2, 1]
+    assert b"".join(address * count for address, count in stretches) == items

@@ -20,7 +20,7 @@ from aoe_nbd.core.path import Path
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import MIN_FRAME, SECTOR, Ata
 from aoe_nbd.wire.frames import ATA_SIZE, parse_ata, parse_header
-from inmemory import IDENTITY, LOCAL, REMOTE, ROWS, Lan, Scripted, encode_runs, lba_of, reply
+from inmemory import IDENTITY, LOCAL, REMOTE, Lan, Scripted, encode_runs, lba_of, reply
 
 LAN = Lan(9000)
 LAN.peer(Scripted(sectors=17, buffers=64))
@@ -64,7 +64,7 @@ def test_array_form_and_single_frames_are_the_same_bytes(
     for index in range(run.count):
         header, payload = encode.frame(INITIATOR, run, index)
         singly.append(bytes(header) + bytes(payload or b""))
-    if 1 < run.count <= ROWS:
+    if run.count > 1:
         assert encode_runs(INITIATOR, [run]) == singly
     at = lba + offset
     for index, frame in enumerate(singly):
