@@ -189,7 +189,7 @@ class Folder:
         try:
             found = json.loads(self._read("holders") or "{}")
             return {str(name): int(count) for name, count in found.items()}
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             return {}
 
     def hold(self, holders: dict[str, int]) -> None:

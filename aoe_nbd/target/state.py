@@ -72,7 +72,9 @@ class State:
             os.close(folder)
 
 
-def _macs(texts: list[str]) -> list[bytes]:
+def _macs(texts: object) -> list[bytes]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a list of MAC addresses is meant")
     macs = [bytes.fromhex(text.replace(":", "")) for text in texts]
     if any(len(mac) != 6 for mac in macs):
         raise ValueError("a MAC address has six bytes")

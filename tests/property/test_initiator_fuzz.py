@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aoe_nbd.core.batch import receive as receive_rows
@@ -17,6 +17,7 @@ from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import ERROR, RESPONSE, SECTOR, Ata, Command
 from aoe_nbd.wire.frames import ATA_SIZE, Config, MaskList, Reserve, build_header, parse_header, taskfile
+from examples import examples
 from inmemory import E1_0, LINK, LOCAL, REMOTE, REMOTE2, Lan, Scripted, reply, rows_of, write_request
 
 FILL = 0x5A
@@ -104,7 +105,7 @@ def test_only_exact_replies_are_taken(seed: int) -> None:
     assert taken > 20  # the test does let some through
 
 
-@settings(max_examples=1_500, deadline=None)
+@examples(1_500)
 @given(st.data())
 def test_only_exact_replies_are_taken_with_shrinking(data: st.DataObject) -> None:
     waiting = shared()
@@ -210,7 +211,7 @@ QUESTIONS: list[Any] = [Config(), taskfile(Ata.IDENTIFY), MaskList(), Reserve()]
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: type(q).__name__)
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(data=st.data())
 def test_an_exchange_takes_only_answers_to_itself(question: Any, data: st.DataObject) -> None:
     exchange = Exchange([(LINK, LOCAL)], question, seed=5, now=0, timeout=9, shelf=1, slot=0, remote=REMOTE)
@@ -272,7 +273,7 @@ def fresh(seed: int = 1) -> Initiator:
     return Initiator(E1_0, seed=seed, now=0.0)
 
 
-@settings(max_examples=2_000, deadline=None)
+@examples(2_000)
 @given(st.binary(max_size=120))
 def test_an_initiator_without_paths_takes_nothing(frame: bytes) -> None:
     initiator = _EMPTY

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aoe_nbd.core.lock import IntervalLock, Range
+from examples import examples
 
 BUCKET = 1 << 11
 
@@ -93,4 +93,4 @@ class LockModel(RuleBasedStateMachine):
 
 
 TestLockModel = LockModel.TestCase
-TestLockModel.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestLockModel.settings = examples(300, stateful_step_count=40)

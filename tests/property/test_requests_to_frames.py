@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aoe_nbd.core import encode
@@ -20,6 +20,7 @@ from aoe_nbd.core.path import Path
 from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.wire.codes import MIN_FRAME, SECTOR, Ata
 from aoe_nbd.wire.frames import ATA_SIZE, parse_ata, parse_header
+from examples import examples
 from inmemory import IDENTITY, LOCAL, REMOTE, Lan, Scripted, encode_runs, lba_of, reply
 
 LAN = Lan(9000)
@@ -40,7 +41,7 @@ def run_of(kind: Kind, lba: int, count: int, offset: int, length: int, step: int
     return Run(PATH, PATH.flights[Class.READ], request, seq, frames_wanted, offset, length, step, 0.0)
 
 
-@settings(max_examples=5_000, deadline=None)
+@examples(5_000)
 @given(
     st.sampled_from([Kind.READ, Kind.WRITE]),
     st.booleans(),
@@ -84,7 +85,7 @@ def test_array_form_and_single_frames_are_the_same_bytes(
     assert at == lba + offset + length
 
 
-@settings(max_examples=1_000, deadline=None)
+@examples(1_000)
 @given(
     st.lists(
         st.tuples(
@@ -141,7 +142,7 @@ class Tally:
 TALLIES: dict[Any, Tally] = {}
 
 
-@settings(max_examples=1_500, deadline=None)
+@examples(1_500)
 @given(
     st.sampled_from(
         [(17, 16, 9000, 255), (2, 3, 1500, 255), (0, 0, 1500, 255), (255, 64, 65535, 255), (17, 16, 9000, 5)]
@@ -194,7 +195,7 @@ def test_a_request_of_32_mib(count: int) -> None:
     assert lan.read(5, count - 8) == content[: (count - 8) * SECTOR]
 
 
-@settings(max_examples=2_000, deadline=None)
+@examples(2_000)
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(1, 40)), max_size=12))
 def test_open_parts_are_what_was_not_answered(count: int, answered: list[tuple[int, int]]) -> None:
     request = Request(Kind.READ, 0, count, memoryview(bytearray(count * SECTOR)))

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aoe_nbd.target import OURS, PERSONALITIES, Backend, Faults, Lun, Personality, State
 from aoe_nbd.target.state import StateError
 from aoe_nbd.wire.address import Address
+from examples import examples
 
 US = bytes.fromhex("0200000000bb")
 ME = bytes.fromhex("0200000000aa")
@@ -29,7 +30,6 @@ SECTORS = 40
 SPY = b"\xf5SPY\xfa"
 AROUND = SPY * 2200
 CONTENT = b"".join(bytes([0x30 + i]) * 512 for i in range(SECTORS))
-QUICK = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 LIKES = {"ours": OURS, **PERSONALITIES}
 
 
@@ -162,7 +162,7 @@ reserve = st.builds(
 def test_any_bytes(like: str) -> None:
     with bench(like) as target:
 
-        @settings(max_examples=400, **QUICK)
+        @examples(400)
         @given(frame=st.binary(max_size=120))
         def any_bytes(frame: bytes) -> None:
             target.ask(frame, 1500, State())
@@ -174,7 +174,7 @@ def test_any_bytes(like: str) -> None:
 def test_any_bytes_after_a_good_header(like: str) -> None:
     with bench(like) as target:
 
-        @settings(max_examples=600, **QUICK)
+        @examples(600)
         @given(command=st.integers(0, 4), rest=st.binary(max_size=100))
         def any_argument(command: int, rest: bytes) -> None:
             head = US + ME + struct.pack(">HBBHBBI", 0x88A2, 0x10, 0, 7, 3, command, 0x80000001)
@@ -189,7 +189,7 @@ def test_fuzzed_fields(like: str, argument: st.SearchStrategy[bytes]) -> None:
     most = 600 if argument is ata else 250
     with bench(like) as target:
 
-        @settings(max_examples=most, **QUICK)
+        @examples(most)
         @given(head=header, body=argument, mtu=mtus, parts=states, cut=st.integers(0, 80), pad=st.booleans())
         def fuzzed(
             head: bytes, body: bytes, mtu: int, parts: tuple[bytes, list[bytes], list[bytes]], cut: int, pad: bool
@@ -247,7 +247,7 @@ def test_many_wild_frames(like: str) -> None:
     """A hundred frames an example, the state carried on from each to the next."""
     with bench(like) as target:
 
-        @settings(max_examples=250, **QUICK)
+        @examples(250)
         @given(seed=st.integers(0, 1 << 64))
         def frames(seed: int) -> None:
             rng = random.Random(seed)
@@ -276,7 +276,7 @@ def test_what_is_read_was_written() -> None:
             st.integers(1, 255),
         )
 
-        @settings(max_examples=1000, **QUICK)
+        @examples(1000)
         @given(operation)
         def step(what: tuple[str, bool, int, int, int]) -> None:
             kind, wide, lba, n, fill = what
@@ -305,7 +305,7 @@ def test_what_is_read_was_written() -> None:
         step()
 
 
-@settings(max_examples=500, **QUICK)
+@examples(500)
 @given(st.lists(st.text(alphabet="abceilmnoprstuvwy.=,0123456789x-", max_size=30), max_size=3))
 def test_fault_options(options: list[str]) -> None:
     with contextlib.suppress(ValueError):
@@ -314,14 +314,21 @@ def test_fault_options(options: list[str]) -> None:
         faults.inbound.pop(1e9)
 
 
-@settings(max_examples=200, **QUICK)
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text(max_size=12),
-        lambda s: st.lists(s) | st.dictionaries(st.sampled_from(["config", "mask", "reserved", "x"]), s),
-        max_leaves=8,
-    )
+ANY_JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=12),
+    lambda s: st.lists(s) | st.dictionaries(st.text(), s),
+    max_leaves=8,
 )
+MACS = st.lists(st.sampled_from(["02:00:00:00:00:01", "020000000001", "02:00", "zz"])) | ANY_JSON
+
+
+@examples(500)
+@given(
+    ANY_JSON
+    | st.fixed_dictionaries({}, optional={"config": st.just("6162") | ANY_JSON, "mask": MACS, "reserved": MACS})
+)
+@example({"config": "", "mask": [None], "reserved": []})
+@example({"config": "", "mask": {"02:00:00:00:00:01": 1}, "reserved": []})
 def test_state_files(content: object) -> None:
     with tempfile.TemporaryDirectory(prefix="aoe-nbd-test-") as folder:
         (Path(folder) / "e7.3.json").write_text(json.dumps(content))

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aoe_nbd.wire.address import Address, format_mac, parse_address, parse_mac, parse_shelf, parse_slot
@@ -33,6 +33,7 @@ from aoe_nbd.wire.frames import (
     taskfile,
 )
 from aoe_nbd.wire.identify import Identify
+from examples import examples
 
 REASONS = {"short", "ethertype", "length"}
 PARSERS: list[Any] = [parse_header, parse_ata, Config.parse, MaskList.parse, Reserve.parse]
@@ -70,7 +71,7 @@ def parse_or_reason(parse: Any, frame: bytes) -> Any:
         return problem.reason
 
 
-@settings(max_examples=5_000, deadline=None)
+@examples(5_000)
 @given(st.binary(max_size=90), st.booleans())
 @example(b"", True)
 def test_any_bytes(body: bytes, ours: bool) -> None:
@@ -131,7 +132,7 @@ def test_many_bent_frames(seed: int) -> None:
                 assert 26 + 6 * len(found.macs) <= len(frame), frame.hex()
 
 
-@settings(max_examples=2_000, deadline=None)
+@examples(2_000)
 @given(ARGUMENTS, st.binary(max_size=30))
 def test_what_is_built_is_read_back_whatever_follows_it(arg: Any, tail: bytes) -> None:
     built = arg.build()
@@ -142,7 +143,7 @@ def test_what_is_built_is_read_back_whatever_follows_it(arg: Any, tail: bytes) -
         assert again == arg
 
 
-@settings(max_examples=3_000, deadline=None)
+@examples(3_000)
 @given(ARGUMENTS, st.data())
 def test_valid_frames_bent_and_cut(arg: Any, data: st.DataObject) -> None:
     """Each length from nothing to whole, and bytes changed anywhere: wild counts, lengths, versions."""
@@ -154,7 +155,7 @@ def test_valid_frames_bent_and_cut(arg: Any, data: st.DataObject) -> None:
         check(parse, cut)
 
 
-@settings(max_examples=2_000, deadline=None)
+@examples(2_000)
 @given(st.binary(min_size=24, max_size=24), st.binary(min_size=12, max_size=12))
 def test_fast_and_declared_forms_agree(head: bytes, arg: bytes) -> None:
     frame = head[:12] + b"\x88\xa2" + head[14:] + arg
@@ -176,7 +177,7 @@ def test_fast_and_declared_forms_agree(head: bytes, arg: bytes) -> None:
         assert declaration.build(declaration.parse(raw)) == raw
 
 
-@settings(max_examples=2_000, deadline=None)
+@examples(2_000)
 @given(st.binary(max_size=20), st.integers(0, 511), st.sampled_from([0, 0xFF, None]))
 def test_identify_of_any_bytes(patch: bytes, at: int, fill: int | None) -> None:
     data = bytearray(Identify("serial", "fw", "model", 1 << 30).build() if fill is None else bytes([fill]) * 512)
@@ -195,7 +196,7 @@ def test_identify_of_any_bytes(patch: bytes, at: int, fill: int | None) -> None:
     assert found.trim_blocks >= 1
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.binary(min_size=512, max_size=512))
 def test_identify_of_whole_nonsense(data: bytes) -> None:
     found = Identify.parse(data)
@@ -206,7 +207,7 @@ def test_identify_of_whole_nonsense(data: bytes) -> None:
 TEXT = st.text(st.sampled_from("e0123456789.:-abcdefABCDEFxX +\t\n²٣"), max_size=24) | st.text(max_size=24)
 
 
-@settings(max_examples=3_000, deadline=None)
+@examples(3_000)
 @given(TEXT)
 @example("e1.0")
 @example("02:00:00:00:00:01")
@@ -232,7 +233,7 @@ def test_addresses_and_macs_of_any_text(text: str) -> None:
 LBAS = st.integers(0, (1 << 48) + 300) | st.integers((1 << 28) - 300, (1 << 28) + 300) | st.integers(-5, 5)
 
 
-@settings(max_examples=3_000, deadline=None)
+@examples(3_000)
 @given(
     st.sampled_from([Ata.READ, Ata.WRITE, Ata.READ_EXT, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT]),
     LBAS,
@@ -255,7 +256,7 @@ def test_registers_name_the_address_that_was_meant_or_none(command: Ata, lba: in
         assert fields.lba[3] & 0xF0 == 0xE0
 
 
-@settings(max_examples=3_000, deadline=None)
+@examples(3_000)
 @given(st.integers(0, 255), st.integers(0, 1 << 17), st.integers(1, 255))
 def test_sectors_per_frame_is_within_all_limits_and_keeps_pages_whole(advertised: int, mtu: int, cap: int) -> None:
     n = sectors_per_frame(advertised, mtu, cap)
@@ -265,7 +266,7 @@ def test_sectors_per_frame_is_within_all_limits_and_keeps_pages_whole(advertised
     assert n > 0 or mtu < 548
 
 
-@settings(max_examples=1_000, deadline=None)
+@examples(1_000)
 @given(st.integers(0, (1 << 48) - TRIM_RANGE * TRIM_ENTRIES), st.integers(1, TRIM_RANGE * TRIM_ENTRIES))
 def test_trim_ranges_cover_exactly_what_was_asked(lba: int, count: int) -> None:
     block = build_trim(lba, count)
@@ -278,7 +279,7 @@ def test_trim_ranges_cover_exactly_what_was_asked(lba: int, count: int) -> None:
     assert at == lba + count
 
 
-@settings(max_examples=1_000, deadline=None)
+@examples(1_000)
 @given(st.binary(max_size=600))
 def test_trim_data_of_any_bytes(data: bytes) -> None:
     for lba, count in parse_trim(data):

@@ -93,7 +93,7 @@ def test_what_is_written_is_read(folder: Folder) -> None:
     assert folders() == [] and folder.state() is None and folder.options() is None and folder.holders() == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", '{"index": 1}', "7"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", '{"index": 1}', '{"index": null}', "7"])
 def test_a_broken_file_is_as_none(folder: Folder, text: str) -> None:
     folder.path.mkdir(parents=True)
     (folder.path / "state.json").write_text(text)

@@ -6,13 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aoe_nbd.host import table
 from aoe_nbd.host.table import Entry, TableError
 from aoe_nbd.options import PARAMETERS, Options
 from aoe_nbd.wire.address import Address
+from examples import examples
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_HERE = ("target", "shelf", "slot", "control", "lock-memory", "on-end")
@@ -119,7 +120,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         table.read(tmp_path / "absent")
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.text(st.sampled_from("e1.0 \t\n#=noauto,readonlymacsect\x85\x00é"), max_size=60))
 def test_any_text_gives_a_table_or_sentences(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz"

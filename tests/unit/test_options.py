@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aoe_nbd.core.policy import FAIL, HOLD, OnDead
 from aoe_nbd.options import PARAMETERS, OptionError, Options, parse_on_dead
 from aoe_nbd.wire.address import Address
+from examples import examples
 
 MAC1, MAC2 = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 
@@ -210,7 +211,7 @@ VALUES = (
 )
 
 
-@settings(max_examples=2_000, deadline=None)
+@examples(2_000)
 @given(st.lists(st.tuples(WORDS | st.text(max_size=8), VALUES), max_size=5))
 def test_any_words_give_options_or_one_sentence(words: list[tuple[str, str]]) -> None:
     """Never another exception: it would reach the user as a traceback."""
