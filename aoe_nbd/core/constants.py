@@ -19,6 +19,7 @@ PROBES = 2  # of these in a row, each after twice the time, until only the timeo
 
 WINDOW_START = 16
 WINDOW_MOST = 256  # more brings nothing, and would outrun the receive ring (kvblade says that it takes 1024)
+LOSS_FREE = 16  # frames of a window of which one may get lost in a round at no cost
 LOSSES_FEW = 2  # in one round of a window, or an eighth of it: no more than a bad cable would lose
 WINDOW_CUT = 0.7
 WINDOW_SILENT = 2

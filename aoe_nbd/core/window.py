@@ -2,14 +2,15 @@
 """The congestion window of one path, in frames: never above the target's buffer count, which all its clients share.
 
 Two things tell that there is too much under way: a round in which many frames are lost (a full buffer loses a burst), and
-nothing coming back at all. A lone loss is no such sign, for cables lose frames too: it costs one frame, which the next round
-brings back. A long delay only stops growth, and only beyond the level that was reached before: the least round trip is that
-of a lone frame on an idle machine, and as a brake on everything it would keep a busy host at the bottom after a few losses.
+nothing coming back at all. A few lost frames are no such sign, for cables lose frames too: one of 16 is free, and each
+further one costs a frame, which the next round brings back. A long delay only stops growth, and only beyond the level that
+was reached before: the least round trip is that of a lone frame on an idle machine, and as a brake on everything it would
+keep a busy host at the bottom after a few losses.
 """
 
 from __future__ import annotations
 
-from .constants import DELAY_BRAKE, DELAY_SMALL, LOSSES_FEW, WINDOW_CUT, WINDOW_SILENT, WINDOW_START
+from .constants import DELAY_BRAKE, DELAY_SMALL, LOSS_FREE, LOSSES_FEW, WINDOW_CUT, WINDOW_SILENT, WINDOW_START
 from .rtt import Rtt
 
 
@@ -53,7 +54,7 @@ class Window:
             self._level = max(self._level, self.size)
 
     def lost(self, seq: int, next_seq: int) -> None:
-        """Copy `seq` was lost: one frame less, but a cut (one for all copies sent before `next_seq`) where many are."""
+        """Copy `seq` was lost: a few of a round are free, some cost a frame each, many a cut for all before `next_seq`."""
         if seq >= self._recover:
             self._recover, self._before, self._losses = next_seq, self.size, 0
             self._prior = max(self._prior, self.size)
@@ -61,7 +62,8 @@ class Window:
         if self._losses > max(LOSSES_FEW, self._before / 8):
             self.size = min(self.size, max(self._before * WINDOW_CUT, WINDOW_SILENT))
         else:
-            self.size = min(self.size, max(self._before - self._losses, WINDOW_SILENT))
+            beyond = max(0, self._losses - int(self._before / LOSS_FREE))
+            self.size = min(self.size, max(self._before - beyond, WINDOW_SILENT))
         self._slow_start = self.size
 
     def silent(self, next_seq: int) -> None:

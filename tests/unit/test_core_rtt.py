@@ -94,10 +94,11 @@ def test_many_losses_of_one_round_are_one_cut() -> None:
     assert window.size < cut
 
 
-def test_a_lone_loss_costs_less_than_a_burst() -> None:
+def test_a_few_losses_cost_less_than_a_burst() -> None:
     window = Window(100)
     window.size = 80.0
-    window.lost(5, 50)
+    for seq in range(5, 12):
+        window.lost(seq, 50)
     assert 80 * WINDOW_CUT <= window.size < 80
 
 

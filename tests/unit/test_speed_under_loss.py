@@ -229,12 +229,29 @@ def rtt_of(srtt: float, least: float) -> Rtt:
     return rtt
 
 
-def test_a_lone_loss_costs_one_frame_and_the_next_round_brings_it_back_whatever_the_delay() -> None:
+def test_one_loss_in_16_frames_is_free() -> None:
+    window = Window(32)
+    for start in range(0, 1600, 16):
+        window.lost(start + 10, start + 26)
+    assert window.size == 16
+    large = Window(64)
+    for _ in range(48):
+        large.answered(rtt_of(1e-4, 1e-4))
+    for seq in range(4):
+        large.lost(seq, 64)
+    assert large.size == 64
+    large.lost(5, 64)
+    assert large.size == 63
+    small = Window(16)  # of which a client's share is 8
+    small.lost(1, 9)
+    assert small.size == 7
+
+
+def test_a_second_loss_costs_one_frame_and_the_next_round_brings_it_back_whatever_the_delay() -> None:
     window, rtt = Window(32), rtt_of(20e-3, 1e-3)
     window.lost(10, 26)
-    assert window.size == 15
     window.lost(11, 27)  # the same round
-    assert window.size == 14
+    assert window.size == 15
     for _ in range(30):
         window.answered(rtt)
     assert 15.5 < window.size <= 17
