@@ -52,4 +52,5 @@ SIZE_RETRY_FIRST = 1.0  # larger frames are tried again after this time, doubled
 SIZE_RETRY_MOST = 60.0
 
 RESENDS_AT_ONCE = 3  # of one command; after that each further one waits for a timeout that doubles
+RESENT_MANY = 64  # copies of one request that are kept in mind before those are looked for that cannot land any more
 REFUSALS = 8  # "bad argument" answers that one request lives through while the frame size is found anew

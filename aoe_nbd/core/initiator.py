@@ -37,6 +37,7 @@ from .constants import (
     QUARANTINE,
     REFUSALS,
     RESENDS_AT_ONCE,
+    RESENT_MANY,
     STREAM_LEAST,
     STREAM_SHARE,
     STRIKES_OUT,
@@ -851,14 +852,9 @@ class Initiator:
     def _settle(self, request: Request, copies: Sequence[int], now: float) -> None:
         """Give its range back, but for what those of these `copies` that may still arrive would change."""
         ghosts: list[Range] = []
-        table = self.copies
-        for seq in dict.fromkeys(copies):
+        for seq in self._may_land(request, copies, now):
             i = seq & MASK
-            run, state = table.run[i], table.state[i]
-            if run is None or run.request is not request or not run.seq <= seq < run.seq + run.count:
-                continue
-            if state not in (FLYING, LOST, PROBED):
-                continue
+            run, state = self.copies.owner(seq), self.copies.state
             if request.kind in CHANGES:
                 if request.kind is Kind.WRITE:
                     offset, length = run.part(seq)
@@ -869,11 +865,11 @@ class Initiator:
                 self._ghosts[seq] = ghost
                 heapq.heappush(self._ghost_ends, (run.sent + self.quarantine, seq))
                 self._timer_stale = True
-                if state != FLYING:
-                    table.state[i] = GHOST
+                if state[i] != FLYING:
+                    state[i] = GHOST
                 self.counters["ghosts"] += 1
-            elif state != FLYING:
-                table.state[i] = STALE
+            elif state[i] != FLYING:
+                state[i] = STALE
         if request.range is not None:
             held, request.range = request.range, None
             for granted in self._lock.release(held, ghosts):
@@ -882,6 +878,22 @@ class Initiator:
             for ghost in ghosts:  # they take the place of the LOCK's range once that is released
                 ghost.owner = request.under
             request.under.ghosts += tuple(ghosts)
+
+    def _may_land(self, request: Request, copies: Sequence[int], now: float) -> list[int]:
+        """Those of these `copies` of the request that may still arrive somewhere. The others are forgotten."""
+        table, found = self.copies, []
+        for seq in dict.fromkeys(copies):
+            i = seq & MASK
+            run, state = table.run[i], table.state[i]
+            if run is None or run.request is not request or not run.seq <= seq < run.seq + run.count:
+                continue
+            if state not in (FLYING, LOST, PROBED):
+                continue
+            if now < run.sent + self.quarantine:
+                found.append(seq)
+            elif state != FLYING:
+                table.state[i] = STALE
+        return found
 
     def _complete(self, request: Request) -> None:
         request.done = True
@@ -938,6 +950,9 @@ class Initiator:
             return
         state[i] = LOST
         request.resent += (seq,)
+        if len(request.resent) > request.resent_most:  # trouble may last for days
+            request.resent = tuple(self._may_land(request, request.resent, now))
+            request.resent_most = 2 * len(request.resent) + RESENT_MANY
         offset, length = run.part(seq)
         times = request.losses.get(offset, 0) + 1
         request.losses = {**request.losses, offset: times}

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..wire.codes import SECTOR
+from .constants import RESENT_MANY
 from .lock import Range
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Request:
     path: Path | None = None  # if it must go by this path
     arg: Config | Reserve | None = None  # of QUERY, SET and RESERVE
     unsent = 0  # first unit that no copy was sent of
-    resent: tuple[int, ...] = ()  # seqs of copies that were not the only ones of their sectors
+    resent: tuple[int, ...] = ()  # seqs of copies that were not the only ones of their sectors, while they may land
+    resent_most = RESENT_MANY  # how many of them there may be until they are looked through
     losses: Mapping[int, int] = MappingProxyType({})  # offset -> how often a copy from there was lost
     ghosts: tuple[Range, ...] = ()  # of a LOCK: what writes inside it have left
     refusals = 0

@@ -383,6 +383,7 @@ class Driver:
             "copies in order": (sum(len(flight._order) for flight in flights), 2000),
             "ends of ghosts": (len(initiator._ghost_ends), 2000),
             "early writes": (len(initiator._early), 100),
+            "copies of a request": (max([len(r.resent) for r in initiator._pending.values()], default=0), 1000),
             "paths": (len(initiator.paths), 64),
         }
         for name, (size, most) in sizes.items():

@@ -272,6 +272,25 @@ def test_quarantine_counts_from_the_sending_of_the_ghost() -> None:
     assert lan.now == pytest.approx(sent_at + 3.0, abs=0.05)
 
 
+def test_what_cannot_land_any_more_is_forgotten_however_long_the_trouble_lasts() -> None:
+    """Writes get lost for five minutes on a path that is up all the time."""
+    lan = Lan()
+    port = lan.target()
+    initiator = lan.attach()
+    port.to.drop = lambda frame: frame[19] == Command.ATA and frame[27] in WRITES
+    write = lan.submit(write_request(0, A * 64))
+    lan.pause(300.0)
+    sent = initiator.counters["resent"]
+    assert sent > 2000
+    assert len(write.resent) < 500
+    port.to.drop = lambda frame: False
+    lan.run(lambda: write.done)
+    assert initiator.ghosts < 500 and len(initiator._ghost_ends) < 500
+    lan.pause(QUARANTINE)
+    assert initiator.ghosts == 0
+    assert lan.read(0, 64) == A * 64
+
+
 def test_the_clients_memory_is_let_go_before_a_request_is_reported_done() -> None:
     """nbdkit uses it for another request at once: an export of it that stayed would be written to by a late reply."""
     lan = Lan()
