@@ -127,8 +127,8 @@ def test_a_dead_target_is_never_quiet() -> None:
 
 
 def test_a_write_that_failed_with_a_dead_target_is_waited_for() -> None:
-    """on-dead=fail: the client has its error, and the copies may still be on their way."""
-    lan, port, initiator = attached(on_dead=FAIL)
+    """The client has its error sooner than its copies have vanished: they may still be on their way."""
+    lan, port, initiator = attached(on_dead=OnDead(QUARANTINE / 2))
     port.unplugged = True
     request = lan.submit(write_request(7, A))
     initiator.quiesce()
@@ -138,10 +138,21 @@ def test_a_write_that_failed_with_a_dead_target_is_waited_for() -> None:
     assert not parked.done  # nobody has tried it yet
     assert initiator.ghosts
     assert not initiator.quiet(lan.now)
-    settle(lan)
+    assert QUARANTINE / 4 < settle(lan) <= QUARANTINE
     initiator.resume(lan.now)
     lan.work()
     assert (parked.done, parked.error) == (True, errno.EIO)
+
+
+def test_a_write_that_failed_long_after_it_was_last_sent_is_not_waited_for() -> None:
+    lan, port, initiator = attached(on_dead=FAIL)
+    port.unplugged = True
+    request = lan.submit(write_request(7, A))
+    initiator.quiesce()
+    lan.run(lambda: request.done)
+    sent_at = max(run.sent for run in initiator.copies.run if run is not None and run.request is request)
+    assert lan.now > sent_at + QUARANTINE
+    assert initiator.quiet(lan.now)
 
 
 def test_a_read_modify_write_is_not_cut_in_two() -> None:
