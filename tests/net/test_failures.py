@@ -15,6 +15,7 @@ from pathlib import Path
 import nbd
 import pytest
 
+from aoe_nbd.core.constants import QUARANTINE
 from aoe_nbd.core.initiator import Initiator
 from aoe_nbd.device import Device
 from aoe_nbd.engine import Engine
@@ -388,6 +389,7 @@ def test_another_disk_under_the_same_mac_after_a_restart(
     load = Load(nbdkit, folder)
     flows(cable)
     process.stop(signal.SIGKILL)
+    time.sleep(QUARANTINE)  # a write that was on its way when the target died could reach whoever listens there next
     impostor = begin(other)
     until(lambda: text in nbdkit.output(), "the stranger is reported")
     time.sleep(2)
