@@ -389,7 +389,8 @@ def test_another_disk_under_the_same_mac_after_a_restart(
     load = Load(nbdkit, folder)
     flows(cable)
     process.stop(signal.SIGKILL)
-    time.sleep(QUARANTINE)  # a write that was on its way when the target died could reach whoever listens there next
+    # Writes go on for 0.2 s, until the path is given up: a stranger who listens there so soon would get them.
+    time.sleep(QUARANTINE)
     impostor = begin(other)
     until(lambda: text in nbdkit.output(), "the stranger is reported")
     time.sleep(2)
