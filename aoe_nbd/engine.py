@@ -105,7 +105,7 @@ class Engine:
         self._lock = threading.RLock()
         self._slots: deque[int] = deque()  # idle eventfds
         self._inbox: deque[tuple[Initiator, Request]] = deque()  # not submitted yet
-        self._thread: threading.Thread | None = None
+        self._loop_thread: threading.Thread | None = None
         self._watch: InterfaceWatch | None = None
         self._watcher: threading.Thread | None = None  # who makes that
         self._stopped = False
@@ -137,8 +137,8 @@ class Engine:
 
     def start(self) -> None:
         """Run the loop in a thread of its own from now on. Call it in the process that serves, after any fork."""
-        self._thread = threading.Thread(target=self._run, name="aoe-io", daemon=True)
-        self._thread.start()
+        self._loop_thread = threading.Thread(target=self._run, name="aoe-io", daemon=True)
+        self._loop_thread.start()
         self._watcher = threading.Thread(target=self._watch_interfaces, name="aoe-links", daemon=True)
         self._watcher.start()
 
@@ -165,8 +165,8 @@ class Engine:
         self._stopped = True
         self._ending.set()
         os.eventfd_write(self._wake, 1)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._loop_thread is not None and self._loop_thread is not threading.current_thread():
+            self._loop_thread.join()
         if self._watcher is not None:
             self._watcher.join()
         with self._lock:
@@ -223,7 +223,7 @@ class Engine:
 
     def execute(self, initiator: Initiator, request: Request) -> None:
         """Submit `request` and wait until it is done; its `error` tells how it went."""
-        if not initiator.waiting and self._thread is not None and self._solo.acquire(blocking=False):
+        if not initiator.waiting and self._loop_thread is not None and self._solo.acquire(blocking=False):
             try:
                 self._execute_alone(initiator, request)
             finally:
@@ -237,7 +237,7 @@ class Engine:
         request.token = slot
         self._inbox.append((initiator, request))
         self._submit()
-        if self._thread is None:
+        if self._loop_thread is None:
             self.wait(lambda: request.done, FOREVER)
         os.eventfd_read(slot)
         while not request.done:
@@ -346,7 +346,7 @@ class Engine:
             now = time.monotonic()
             if now >= deadline or self._stopped:
                 return over()
-            if self._thread is None:
+            if self._loop_thread is None:
                 self._step(min(0.01, deadline - now))
             else:
                 time.sleep(_EVERY)
@@ -519,7 +519,7 @@ class Engine:
         if initiator.events:
             self._told += [(initiator, event) for event in initiator.events]
             initiator.events.clear()
-            if self._thread is not None and self._thread is not threading.current_thread():
+            if self._loop_thread is not None and self._loop_thread is not threading.current_thread():
                 self.kick()
 
     # -- links -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ if _root not in sys.path:
 
 import nbdkit  # noqa: E402
 
-from aoe_nbd import __version__  # noqa: E402
+from aoe_nbd import COMPILED, __version__  # noqa: E402
 from aoe_nbd.bridge import Bridge, log_to_stderr  # noqa: E402
 from aoe_nbd.device import Device  # noqa: E402
 from aoe_nbd.host.clients import Clients  # noqa: E402
@@ -72,6 +72,7 @@ def _end(error: Exception) -> None:
 def dump_plugin() -> None:
     """`nbdkit … --dump-plugin`: the parameters, for nbdkit's --help cannot show them."""
     print(f"aoe_nbd_version={__version__}")
+    print(f"aoe_nbd_compiled={str(COMPILED).lower()}")
     for parameter in PARAMETERS:
         print(f"aoe_{parameter.name.replace('-', '_')}={parameter.default}  # {parameter.meaning}")
     sys.stdout.flush()

@@ -216,7 +216,8 @@ def _facts(bridge: Mapping[str, Any], lun: Mapping[str, Any]) -> Iterator[tuple[
     clients = f"{bridge['clients']} NBD client{'s' * (bridge['clients'] != 1)}"
     locked = ", memory protected" if bridge["memory_protected"] else ""
     up = duration(bridge["uptime_s"])
-    yield "bridge", f"version {bridge['version']}, process {bridge['pid']}, up {up}, {clients}{locked}"
+    slow = "" if bridge.get("compiled", True) else ", not compiled"
+    yield "bridge", f"version {bridge['version']}{slow}, process {bridge['pid']}, up {up}, {clients}{locked}"
     held = f", held for {duration(lun['silent_s'])}" if lun["waiting"] and lun["state"] != "up" else ""
     yield (
         "requests",

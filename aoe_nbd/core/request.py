@@ -37,6 +37,8 @@ class Kind(enum.IntEnum):
 RANGED = frozenset((Kind.READ, Kind.WRITE, Kind.TRIM, Kind.LOCK))
 CHANGES = frozenset((Kind.WRITE, Kind.TRIM))
 
+_NO_LOSSES: Mapping[int, int] = MappingProxyType({})
+
 
 class Request:
     """State of one request. Its unit of progress is the sector (READ, WRITE) or the whole (all other kinds).
@@ -52,8 +54,8 @@ class Request:
     arg: Config | Reserve | None = None  # of QUERY, SET and RESERVE
     unsent = 0  # first unit that no copy was sent of
     resent: tuple[int, ...] = ()  # seqs of copies that were not the only ones of their sectors, while they may land
-    resent_most = RESENT_MANY  # how many of them there may be until they are looked through
-    losses: Mapping[int, int] = MappingProxyType({})  # offset -> how often a copy from there was lost
+    resent_most: int  # how many of them there may be until they are looked through
+    losses: Mapping[int, int]  # offset -> how often a copy from there was lost
     ghosts: tuple[Range, ...] = ()  # of a LOCK: what writes inside it have left
     refusals = 0
     error = 0
@@ -78,6 +80,7 @@ class Request:
             self.path = path
         if under is not None:
             self.under = under
+        self.resent_most, self.losses = RESENT_MANY, _NO_LOSSES
         units = 1
         if kind <= Kind.WRITE:
             units = count

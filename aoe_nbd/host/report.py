@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import COMPILED, __version__
 from ..core.fence import Phase
 from ..core.flight import Flight
 from ..core.initiator import Initiator
@@ -41,6 +41,7 @@ def of_bridge(bridge: Bridge, clients: int, devices: Sequence[Device]) -> dict[s
         now = time.monotonic()
         found: dict[str, Any] = {
             "version": __version__,
+            "compiled": COMPILED,
             "pid": os.getpid(),
             "uptime_s": now - bridge.started,
             "clients": clients,

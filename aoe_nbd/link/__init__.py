@@ -6,7 +6,7 @@
 """
 
 from .filter import Accept
-from .interfaces import Interface, InterfaceWatch, interface, interfaces
-from .packet import Link, LinkError
+from .interfaces import Interface, InterfaceWatch, LinkError, interface, interfaces
+from .packet import Link
 
 __all__ = ["Accept", "Interface", "InterfaceWatch", "Link", "LinkError", "interface", "interfaces"]

@@ -31,6 +31,10 @@ _QUESTIONS = (
 _RTM_DELLINK = "RTM_DELLINK"
 
 
+class LinkError(OSError):
+    """An interface that cannot be used; the message is one sentence that says which, why, and what to do."""
+
+
 @dataclass(frozen=True)
 class Interface:
     """One interface as rtnetlink describes it. `running` is up with carrier; `mtu` in bytes."""

@@ -20,7 +20,7 @@ import numpy as np
 from ..wire.address import Address
 from . import filter as bpf
 from .filter import Accept
-from .interfaces import Interface, interface, raw_sockets_hint
+from .interfaces import Interface, LinkError, interface, raw_sockets_hint
 from .ring import SOL_PACKET, Ring
 
 Buffer = bytes | bytearray | memoryview
@@ -54,10 +54,6 @@ _INDEX = np.arange(BATCH, dtype="u8")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
-
-
-class LinkError(OSError):
-    """An interface that cannot be used; the message is one sentence that says which, why, and what to do."""
 
 
 def address_of(buffer: Any) -> int:

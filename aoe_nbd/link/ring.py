@@ -111,7 +111,7 @@ class Ring:
 
     def close(self) -> None:
         """Unmap. Views handed out must be gone by now; those that are not keep the memory alive."""
-        del self._rows, self._words
+        self._rows, self._words = self._rows[:0].copy(), self._words[:0].copy()
         try:
             self.view.release()
             self._map.close()

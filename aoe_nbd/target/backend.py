@@ -27,7 +27,7 @@ _BLKPBSZGET = 0x127B
 _BLKZEROOUT = 0x127F
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 _ZEROS = bytes(1 << 20)
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL)
 _BOUNCE = 1 << 20  # bytes that are copied at a time where memory has to be aligned
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -236,14 +236,14 @@ class Backend:
             _fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
             return
         except OSError as error:
-            if error.errno not in (*_UNSUPPORTED, errno.EINVAL):
+            if error.errno not in _UNSUPPORTED:
                 raise
         if self.block:
             try:
                 fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("QQ", offset, length))
                 return
             except OSError as error:
-                if error.errno not in (*_UNSUPPORTED, errno.EINVAL):
+                if error.errno not in _UNSUPPORTED:
                     raise
         while length > 0:
             n = min(length, len(_ZEROS))

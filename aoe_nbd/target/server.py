@@ -74,7 +74,7 @@ class Target:
         self._ports: list[_Port] = []
         self._wake = -1
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._loop_thread: threading.Thread | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -137,16 +137,16 @@ class Target:
     def start(self) -> Target:
         """`open()` here, `run()` in a thread of its own."""
         self.open()
-        self._thread = threading.Thread(target=self.run, name="aoe-target", daemon=True)
-        self._thread.start()
+        self._loop_thread = threading.Thread(target=self.run, name="aoe-target", daemon=True)
+        self._loop_thread.start()
         return self
 
     def join(self) -> None:
         """Stop the thread of `start()` and wait for its end."""
-        if self._thread is not None:
+        if self._loop_thread is not None:
             self.stop()
-            self._thread.join()
-            self._thread = None
+            self._loop_thread.join()
+            self._loop_thread = None
 
     def __enter__(self) -> Target:
         return self.start()

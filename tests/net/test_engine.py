@@ -92,6 +92,7 @@ def callers(number: int, work: Callable[[int], None]) -> None:
         raise errors[0]
 
 
+@pytest.mark.sources
 def test_who_is_alone_receives_its_own_answers(device: Device, disk: Path, receivers: Counter[str]) -> None:
     """But for those that come before he is ready to wait: the I/O thread has them then."""
     content = disk.read_bytes()
@@ -101,6 +102,7 @@ def test_who_is_alone_receives_its_own_answers(device: Device, disk: Path, recei
     assert receivers[threading.current_thread().name] > 0
 
 
+@pytest.mark.sources
 def test_several_are_served_by_the_io_thread(device: Device, disk: Path, receivers: Counter[str]) -> None:
     """Or by one of them, at a moment when he is alone."""
     content = disk.read_bytes()

@@ -68,7 +68,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh virtual environment of the system's Python with the wheel in it, both made without a network."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, source, ignore=ignored)
     build = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder)
     run(PYTHON, "-m", "pip", "wheel", "--quiet", *build, source)

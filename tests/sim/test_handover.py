@@ -123,6 +123,7 @@ MUTANTS = [NoLease, NoWait, NoGrace, EmptyIsFree, MayWrite, Refusals, Unverified
 EARLIER = {EmptyIsFree: 370}  # seeds that are known not to show it
 
 
+@pytest.mark.sources
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_bites(mutant: type[Fence]) -> None:
     first = EARLIER.get(mutant, 0)

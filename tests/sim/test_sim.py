@@ -32,6 +32,7 @@ def test_seeds_hold(start: int) -> None:
     assert not broken, f"{len(broken)} seeds broke a rule: {sorted(outcome.seed for outcome in broken)[:20]}"
 
 
+@pytest.mark.sources
 @pytest.mark.parametrize("name", MUTANTS)
 def test_bites(name: str) -> None:
     """The simulation catches an initiator without this rule."""
@@ -57,6 +58,7 @@ def test_replays_identically_in_another_process() -> None:
     assert found.stdout == expected
 
 
+@pytest.mark.sources
 def test_shrinks() -> None:
     """A failure is made small, still breaks the same rule, and its command line says how to see it."""
     name = "ghosts"

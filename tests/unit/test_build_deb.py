@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aoe_nbd import __version__
+from aoe_nbd import COMPILED, __version__
 from aoe_nbd.cli import install
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def build(source: Path, output: Path, *words: str, **env: str) -> Path:
 
 @pytest.fixture(scope="module")
 def deb(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(source, tmp_path_factory.mktemp("deb"), SOURCE_DATE_EPOCH="1700000000")
+    return build(source, tmp_path_factory.mktemp("deb"), "--sources", SOURCE_DATE_EPOCH="1700000000")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def control(tree: Path) -> dict[str, str]:
 def test_the_same_tree_gives_the_same_package(source: Path, deb: Path, tmp_path: Path) -> None:
     mask = os.umask(0o077)
     try:
-        again = build(source, tmp_path, SOURCE_DATE_EPOCH="1700000000", TZ="Asia/Tokyo", LC_ALL="C")
+        again = build(source, tmp_path, "--sources", SOURCE_DATE_EPOCH="1700000000", TZ="Asia/Tokyo", LC_ALL="C")
     finally:
         os.umask(mask)
     assert deb.name == again.name == f"aoe-nbd_{__version__}_all.deb"
@@ -75,11 +75,26 @@ def test_the_same_tree_gives_the_same_package(source: Path, deb: Path, tmp_path:
 
 
 def test_another_version(source: Path, tmp_path: Path) -> None:
-    package = build(source, tmp_path, "--version", "9.1+2")
+    package = build(source, tmp_path, "--sources", "--version", "9.1+2")
     assert package.name == "aoe-nbd_9.1+2_all.deb"
     assert subprocess.run(["dpkg-deb", "-f", package, "Version"], capture_output=True, text=True).stdout == "9.1+2\n"
     done = subprocess.run([ROOT / "scripts/build-deb", "--version", "one two"], capture_output=True, text=True)
     assert done.returncode != 0 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not COMPILED, reason="the hot path is not compiled here: scripts/compile")
+def test_the_compiled_form_is_in_it_and_runs(source: Path, tmp_path: Path) -> None:
+    (library,) = ROOT.glob("aoe_nbd_*__mypyc.*.so")
+    shutil.copy(library, source)
+    package = build(source, tmp_path, SOURCE_DATE_EPOCH="1700000000")
+    architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+    assert package.name == f"aoe-nbd_{__version__}_{architecture}.deb"
+    subprocess.run(["dpkg-deb", "-x", package, tmp_path / "tree"], check=True)
+    code = "import aoe_nbd, aoe_nbd.engine as e; print(aoe_nbd.COMPILED, e.__file__)"
+    place = tmp_path / "tree/usr/lib/python3/dist-packages"
+    words = [PYTHON, "-c", code]
+    done = subprocess.run(words, env={"PYTHONPATH": str(place)}, capture_output=True, text=True, cwd="/")
+    assert done.stdout.startswith(f"True {place}/aoe_nbd/engine.cpython-"), done
 
 
 def test_every_piece_is_in_it(source: Path, tree: Path) -> None:

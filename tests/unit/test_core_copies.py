@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import random
 
 import pytest
 
 from aoe_nbd.core.copies import FLYING, FREE, GHOST, LOST, MASK, PROBED, SIZE, STALE, Copies, Run, tag_of
+from aoe_nbd.core.flight import Class
+from aoe_nbd.core.path import Path
+from aoe_nbd.core.request import Kind, Request
+from aoe_nbd.wire.frames import Config
 
-REQUEST: Any = object()
-FLIGHT: Any = object()
-PATH: Any = object()
+RNG = random.Random(1)
+PATH = Path("eth0", bytes(6), bytes(6), 1500, Config(), 255, Copies(0), RNG, 0.0)
+FLIGHT = PATH.flights[Class.READ]
+REQUEST = Request(Kind.FLUSH)
 WRAP = 1 << 31
 
 

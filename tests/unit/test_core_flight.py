@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -24,9 +22,12 @@ from aoe_nbd.core.constants import (
 )
 from aoe_nbd.core.copies import LOST, MASK, Copies, Run
 from aoe_nbd.core.flight import FOREVER, Class, Flight
+from aoe_nbd.core.path import Path
+from aoe_nbd.core.request import Kind, Request
+from aoe_nbd.wire.frames import Config
 
-OWNER: Any = object()
-PATH: Any = SimpleNamespace(outstanding=0)
+OWNER = Request(Kind.FLUSH)
+PATH = Path("eth0", bytes(6), bytes(6), 1500, Config(), 255, Copies(0), random.Random(1), 0.0)
 RTT = 0.002
 
 

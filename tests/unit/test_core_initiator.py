@@ -776,6 +776,7 @@ def test_a_size_is_not_tried_on_a_path_that_has_just_lost_our_trust() -> None:
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sources
 def test_a_long_request_goes_out_in_portions_of_the_window_and_nothing_waits_in_the_end() -> None:
     """Answered one by one, it is not sent one by one; and a command that takes long does not hold it back."""
     lan = Lan()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 from aoe_nbd.link import Link
 
 
@@ -31,6 +33,7 @@ def clipped(limit: int, admin: bool) -> str:
     return link.clipped
 
 
+@pytest.mark.sources  # it makes half a Link
 def test_a_clipped_send_buffer_is_told() -> None:
     assert clipped(1000, admin=True) == ""
     assert clipped(5000, admin=False) == ""
