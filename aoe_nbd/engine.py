@@ -24,6 +24,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from .core import encode
 from .core.batch import common
@@ -42,14 +43,14 @@ from .wire.frames import HEADER_SIZE
 log = logging.getLogger("aoe_nbd")
 
 _ADDRESS = struct.Struct(">HB")
-_ADDRESS_OFFSET = 16
-_BATCH = 4  # frames waiting, from which on they are looked at as an array
-_EVERY = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
-_LATE = (
+_ADDRESS_OFFSET: Final = 16
+_BATCH: Final = 4  # frames waiting, from which on they are looked at as an array
+_EVERY: Final = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
+_LATE: Final = (
     0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
 )
-_WATCH_AFTER = 0.3  # s from the start
-_FAULTS = 20  # unexpected exceptions of the loop in a row, until it gives up
+_WATCH_AFTER: Final = 0.3  # s from the start
+_FAULTS: Final = 20  # unexpected exceptions of the loop in a row, until it gives up
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -435,7 +436,7 @@ class Engine:
         try:
             batch = link.receive_rows(_BATCH)
             if batch is None:
-                for frame in link.receive():
+                for frame in link.receive(_BATCH - 1):  # what follows may be an array again, in the next turn
                     otherwise(frame)
                 return
             rows, lengths = batch

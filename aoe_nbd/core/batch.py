@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,10 +28,10 @@ _FIELDS: Any = ATA_DTYPE.fields
 _SOURCE, _TAG, _STATUS = (_FIELDS[name][1] for name in ("src", "tag", "command_status"))
 _INDEX, _INDEX_END = _TAG + 2, _TAG + 4  # the tag's low 16 bits, by which its copy is found
 _USUAL = struct.Struct(">6sHBBHBBI")  # from source to tag
-_RESPONSE = AOE_VERSION << 4 | RESPONSE
+_RESPONSE: Final = AOE_VERSION << 4 | RESPONSE
 _INDICES = np.arange(SIZE, dtype=">u2").tobytes()
-_DATA = ATA_SIZE
-_FAILED = int(FAILED)
+_DATA: Final = ATA_SIZE
+_FAILED: Final = int(FAILED)
 
 
 def receive(

@@ -8,7 +8,7 @@ userland tags. Copies that were sent in a row are one `Run`; the table is a ring
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..wire.codes import USER_TAG
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from .path import Path
     from .request import Request
 
-SIZE = 1 << 16
-MASK = SIZE - 1
-_LOW = USER_TAG - 1
+SIZE: Final = 1 << 16
+MASK: Final = SIZE - 1
+_LOW: Final = USER_TAG - 1
 
-FREE = 0
-FLYING = 1  # counted as outstanding
-LOST = 2  # declared lost while its request is not done; an answer is still welcome
-GHOST = 3  # of a write that is done; holds its range
-PROBED = 4  # sent once more as a tail loss probe, which is counted in its place; an answer is still welcome
-STALE = 5  # only remembered so that a late answer can be recognised; may be overwritten
+FREE: Final = 0
+FLYING: Final = 1  # counted as outstanding
+LOST: Final = 2  # declared lost while its request is not done; an answer is still welcome
+GHOST: Final = 3  # of a write that is done; holds its range
+PROBED: Final = 4  # sent once more as a tail loss probe, which is counted in its place; an answer is still welcome
+STALE: Final = 5  # only remembered so that a late answer can be recognised; may be overwritten
 
 _UNUSED = (FREE, STALE)
 
@@ -143,4 +143,4 @@ class Copies:
         self.run[i] = None
 
 
-_FLYING = bytes((FLYING,)) * SIZE
+_FLYING: Final = bytes((FLYING,)) * SIZE

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -29,9 +29,9 @@ from .copies import Run, tag_of
 from .initiator import Initiator
 from .request import Kind
 
-ROW = 64  # bytes from one header to the next in an array of them
+ROW: Final = 64  # bytes from one header to the next in an array of them
 
-_MACS = 12  # bytes
+_MACS: Final = 12  # bytes
 _TAG, _COUNT, _LBA = (ATA_DTYPE.fields[name][1] for name in ("tag", "count", "lba"))  # type: ignore[index]
 _WRITE = struct.Struct(f">{_TAG}sI4B6s2x")  # all before the tag as one, for it is the same in most frames
 _READ = struct.Struct(f"{_WRITE.format}{MIN_FRAME - ATA_SIZE}x")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..wire.address import Address
 from ..wire.codes import ALL_SHELVES, ALL_SLOTS, BROADCAST_MAC, USER_TAG, Command
 from ..wire.frames import Config, FrameError, FrameHeader, MaskList, Reserve, Taskfile, build_request, parse_header
 
 SCHEDULE = (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0)  # when a question is sent, in seconds; then every 5 more
-_EVERY = 5.0
+_EVERY: Final = 5.0
 
 
 class Answer(NamedTuple):

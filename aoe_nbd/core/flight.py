@@ -16,6 +16,7 @@ import enum
 import random
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 from .constants import (
     DUPLICATES,
@@ -34,7 +35,7 @@ from .copies import FLYING, MASK, Copies, Run
 from .histogram import percentile
 from .rtt import Rtt
 
-FOREVER = float("inf")
+FOREVER: Final = float("inf")
 
 
 class Class(enum.IntEnum):

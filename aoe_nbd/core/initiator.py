@@ -21,7 +21,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..wire.address import Address
 from ..wire.codes import ERROR, ETHERTYPE, FAILED, RESPONSE, SECTOR, AoeError, Ata, Command
@@ -71,7 +71,7 @@ class Event(NamedTuple):
 
 _REGISTER, _STATUS = ATA_DTYPE.fields["error_feature"][1], ATA_DTYPE.fields["command_status"][1]  # type: ignore[index]
 
-_FAILED = int(FAILED)  # of an IntFlag every & would take microseconds
+_FAILED: Final = int(FAILED)  # of an IntFlag every & would take microseconds
 
 
 class Identity(NamedTuple):

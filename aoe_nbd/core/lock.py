@@ -10,9 +10,9 @@ pass, because ghost and disk hold the same data.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
-_BUCKET = 11  # ranges are looked up by 2^11 sectors (1 MiB)
+_BUCKET: Final = 11  # ranges are looked up by 2^11 sectors (1 MiB)
 
 
 class Range:

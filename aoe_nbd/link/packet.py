@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,14 +24,14 @@ from .interfaces import Interface, LinkError, interface, raw_sockets_hint
 from .ring import SOL_PACKET, Ring
 
 Buffer = bytes | bytearray | memoryview
-_PACKET_QDISC_BYPASS = 20
-_PACKET_IGNORE_OUTGOING = 23
-_SO_SNDBUFFORCE = 32
-_SEND_BUFFER = 4 << 20
-_PER_FRAME = 1024  # bytes that the kernel counts for a frame beyond its length, and more
-SLOTS = 512  # frames that a link's ring holds, if not told otherwise: those of one LUN, and as many again
-BATCH = 256  # most frames of one `send_rows`
-ROW = 64  # bytes from one header in `Link.headers` to the next
+_PACKET_QDISC_BYPASS: Final = 20
+_PACKET_IGNORE_OUTGOING: Final = 23
+_SO_SNDBUFFORCE: Final = 32
+_SEND_BUFFER: Final = 4 << 20
+_PER_FRAME: Final = 1024  # bytes that the kernel counts for a frame beyond its length, and more
+SLOTS: Final = 512  # frames that a link's ring holds, if not told otherwise: those of one LUN, and as many again
+BATCH: Final = 256  # most frames of one `send_rows`
+ROW: Final = 64  # bytes from one header in `Link.headers` to the next
 
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 _MMSGHDR = np.dtype(

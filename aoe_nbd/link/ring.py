@@ -11,24 +11,24 @@ import mmap
 import socket
 import struct
 import sys
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-SOL_PACKET = 263
-PACKET_RX_RING = 5
-PACKET_VERSION = 10
-TPACKET_V2 = 1
+SOL_PACKET: Final = 263
+PACKET_RX_RING: Final = 5
+PACKET_VERSION: Final = 10
+TPACKET_V2: Final = 1
 _STATUS_KERNEL, _STATUS_USER, _STATUS_COPY = 0, 1, 2
-_LOWEST = 0 if sys.byteorder == "little" else 3  # byte of a word
+_LOWEST: Final = 0 if sys.byteorder == "little" else 3  # byte of a word
 # struct tpacket2_hdr: status, len, snaplen u32; mac, net u16; sec, nsec u32; vlan_tci, vlan_tpid u16; 4 bytes padding
 _HEADER = struct.Struct("IIIHH")
 _STATUS = struct.Struct("I")
 # An odd number of cache lines a slot: were it a power of two, the headers of all slots would share a few places of the cache.
 # So many slots a block fill whole pages, and blocks follow each other without a gap.
 _LINE, _PER_BLOCK = 64, mmap.PAGESIZE // 64
-_LOOK = 32  # slots
-_OVERHEAD = 96  # tpacket2_hdr + sockaddr_ll, aligned, + the Ethernet header before the aligned network header
+_LOOK: Final = 32  # slots
+_OVERHEAD: Final = 96  # tpacket2_hdr + sockaddr_ll, aligned, + the Ethernet header before the aligned network header
 
 
 class Ring:

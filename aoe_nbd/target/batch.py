@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,11 +26,11 @@ from .state import State
 
 Array = np.ndarray[Any, Any]
 
-LEAST = 2  # frames that are worth an array
-MOST = 64  # frames of a batch, and so of a stretch
-_ROOM = 1 << 18  # bytes that are read in one go: they stay in the CPU's cache until they are sent
+LEAST: Final = 2  # frames that are worth an array
+MOST: Final = 64  # frames of a batch, and so of a stretch
+_ROOM: Final = 1 << 18  # bytes that are read in one go: they stay in the CPU's cache until they are sent
 
-_ATA = int(Command.ATA)  # plain numbers: arithmetic on enums is slow
+_ATA: Final = int(Command.ATA)  # plain numbers: arithmetic on enums is slow
 _WRITE, _WIDE = int(AtaFlag.WRITE), int(AtaFlag.EXTENDED)
 _FLAGS = {  # by opcode, what the flags must say of it
     int(Ata.READ): 0,

@@ -12,6 +12,7 @@ import collections
 import random
 import socket
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from .. import __version__
 from ..wire.address import Address
@@ -64,14 +65,14 @@ _EXT = frozenset({Ata.READ_EXT, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT})
 _WRITES = frozenset({Ata.WRITE, Ata.WRITE_EXT, Ata.WRITE_DMA_FUA_EXT})
 _TRANSFERS = _WRITES | {Ata.READ, Ata.READ_EXT}
 _EXTENDED, _WRITE = int(AtaFlag.EXTENDED), int(AtaFlag.WRITE)  # plain numbers: arithmetic on enums is slow
-_OK = int(Status.DRDY)
-_ERR = int(Status.ERR)
-_FAILED = int(Status.DRDY | Status.ERR)
-_BROKEN = int(Status.DRDY | Status.DF | Status.ERR)
-_CONFIG_END = HEADER_SIZE + CONFIG.size
-_LIST_MOST = 255
+_OK: Final = int(Status.DRDY)
+_ERR: Final = int(Status.ERR)
+_FAILED: Final = int(Status.DRDY | Status.ERR)
+_BROKEN: Final = int(Status.DRDY | Status.DF | Status.ERR)
+_CONFIG_END: Final = HEADER_SIZE + CONFIG.size
+_LIST_MOST: Final = 255
 _ARG_SIZE = {Command.ATA: 12, Command.CONFIG: 8, Command.MASK: 4, Command.RESERVE: 2}
-TRIM_BLOCKS = 1  # of a DATA SET MANAGEMENT: 64 ranges, 2 GiB
+TRIM_BLOCKS: Final = 1  # of a DATA SET MANAGEMENT: 64 ranges, 2 GiB
 
 
 class _Refused(Exception):

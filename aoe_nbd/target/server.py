@@ -15,6 +15,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from ..link import Accept, Interface, InterfaceWatch, Link, LinkError, interface, interfaces
 from ..link.packet import errno_name
@@ -26,12 +27,12 @@ from .faults import Faults
 from .lun import Frame, Lun, Replies
 from .personality import Order
 
-_TICK = 1.0  # seconds between looks at the sizes of the exports
-_RETRY = 0.001  # until a send is tried again that the driver had no room for
-_QUEUE_MOST = 4096  # replies that wait to be sent on one link
-_LEAST_SLOTS = 512
-_ROUNDS = 8  # batches that are taken from a link before another has its turn
-_BATCH = 256  # frames that are taken from a link at a time
+_TICK: Final = 1.0  # seconds between looks at the sizes of the exports
+_RETRY: Final = 0.001  # until a send is tried again that the driver had no room for
+_QUEUE_MOST: Final = 4096  # replies that wait to be sent on one link
+_LEAST_SLOTS: Final = 512
+_ROUNDS: Final = 8  # batches that are taken from a link before another has its turn
+_BATCH: Final = 256  # frames that are taken from a link at a time
 
 
 class TargetError(Exception):
@@ -262,9 +263,12 @@ class Target:
                 self.faults.inbound.pop(now, port.number)
                 self.faults.outbound.pop(now, port.number)
             return
-        if not (self.faults or self._gather):
+        if self.faults or self._gather:
+            most = _BATCH
+        else:
             self._serve_rows(port)
-        frames: Sequence[Frame] = link.receive(_BATCH)
+            most = LEAST - 1  # what follows may be a stretch again, which the next round finds
+        frames: Sequence[Frame] = link.receive(most)
         try:
             if self.faults:
                 for frame in frames:

@@ -4,25 +4,26 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
-ETHERTYPE = 0x88A2
-SECTOR = 512
-MIN_FRAME = 60  # Ethernet pads to this; veth and tap do not, and some targets and tools drop less
-AOE_VERSION = 1
+ETHERTYPE: Final = 0x88A2
+SECTOR: Final = 512
+MIN_FRAME: Final = 60  # Ethernet pads to this; veth and tap do not, and some targets and tools drop less
+AOE_VERSION: Final = 1
 
-RESPONSE = 0x08  # of the version/flags byte
-ERROR = 0x04
+RESPONSE: Final = 0x08  # of the version/flags byte
+ERROR: Final = 0x04
 
-BROADCAST_MAC = b"\xff" * 6
-ALL_SHELVES = 0xFFFF
-ALL_SLOTS = 0xFF
-MAX_SHELF = 0xFFFE
-MAX_SLOT = 0xFE
-MAX_STRING = 1024  # of a config string
+BROADCAST_MAC: Final = b"\xff" * 6
+ALL_SHELVES: Final = 0xFFFF
+ALL_SLOTS: Final = 0xFF
+MAX_SHELF: Final = 0xFFFE
+MAX_SLOT: Final = 0xFE
+MAX_STRING: Final = 1024  # of a config string
 
 # Tags: bit 31 marks userland (the kernel's aoe driver ignores such replies). 0 is the tag of announcements and
 # 0xffffffff is reserved by other initiators, so neither is ever ours.
-USER_TAG = 0x80000000
+USER_TAG: Final = 0x80000000
 
 
 class Command(enum.IntEnum):

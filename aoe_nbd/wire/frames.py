@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .codes import (
     ALL_SHELVES,
@@ -36,10 +36,10 @@ ATA = struct_of(AtaArg)
 ATA_FRAME = struct_of(Header, AtaArg)
 ATA_DTYPE = dtype_of(Header, AtaArg)  # one 36-byte ATA frame header
 CONFIG = struct_of(ConfigArg)
-HEADER_SIZE = HEADER.size  # 24
+HEADER_SIZE: Final = HEADER.size  # 24
 ATA_SIZE = ATA_FRAME.size  # 36: where an ATA frame's data begins
 TAG = struct.Struct(">I")
-TAG_OFFSET = 20
+TAG_OFFSET: Final = 20
 
 
 class FrameError(ValueError):
@@ -187,8 +187,8 @@ def taskfile(command: Ata, lba: int = 0, count: int = 0, feature: int = 0) -> Ta
     return Taskfile(int(form.flags), feature, count, command, (lba | form.base).to_bytes(6, "little"))
 
 
-TRIM_FEATURE = 1  # of DATA SET MANAGEMENT
-TRIM_RANGE = 0xFFFF  # most sectors of one range entry
+TRIM_FEATURE: Final = 1  # of DATA SET MANAGEMENT
+TRIM_RANGE: Final = 0xFFFF  # most sectors of one range entry
 TRIM_ENTRIES = SECTOR // 8  # range entries in one 512-byte block
 
 

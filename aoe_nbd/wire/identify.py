@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from .codes import SECTOR
 from .formats import IdentifyData
 
-SIZE = 512
-LBA28_LIMIT = 1 << 28
-_LBA48_LIMIT = 1 << 48
+SIZE: Final = 512
+LBA28_LIMIT: Final = 1 << 28
+_LBA48_LIMIT: Final = 1 << 48
 _LOGICAL_MOST, _PHYSICAL_MOST = 1 << 16, 1 << 25  # bytes of a sector; more is no disk's, and no NBD block size
 # Words 129-132 of our own target: a signature, then flags. ATA has no place for either fact.
-SIGNATURE = b"AoEnbd"
-VENDOR_READ_ONLY = 0x0001
-VENDOR_SYNC_WRITES = 0x0002  # a write's reply means that it is on stable storage
-VENDOR_TRUE_FLUSH = 0x0004  # a flush's reply means that what was acknowledged before is on stable storage
+SIGNATURE: Final = b"AoEnbd"
+VENDOR_READ_ONLY: Final = 0x0001
+VENDOR_SYNC_WRITES: Final = 0x0002  # a write's reply means that it is on stable storage
+VENDOR_TRUE_FLUSH: Final = 0x0004  # a flush's reply means that what was acknowledged before is on stable storage
 
 
 def _swap(raw: bytes) -> bytes:
