@@ -27,7 +27,6 @@ from .engine import Engine
 from .host import claim, memory, owner
 from .host.control import Feed
 from .link import Accept, Link, LinkError, interfaces
-from .link.packet import SLOTS
 from .options import OptionError, Options
 from .wire.address import Address, parse_address
 from .wire.codes import SECTOR
@@ -54,7 +53,7 @@ def choose_interfaces(names: Sequence[str], option: str = "interface=") -> list[
     return up
 
 
-def open_links(names: Sequence[str], address: Address | None = None, slots: int = SLOTS) -> list[Link]:
+def open_links(names: Sequence[str], address: Address | None = None, slots: int | None = None) -> list[Link]:
     """Open the links of an initiator, of one LUN or of all, with rings of `slots`. Raises LinkError; then none stays open."""
     links: list[Link] = []
     try:
@@ -115,7 +114,7 @@ class Bridge:
     def ready(self) -> None:
         """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
         address = self.options.address
-        slots = SLOTS if address is not None else _SLOTS_OF_MANY
+        slots = None if address is not None else _SLOTS_OF_MANY
         self.engine = Engine(open_links(self.options.interfaces, address, slots), self._event)
         if address is not None:
             self._open(address)

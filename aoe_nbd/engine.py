@@ -214,7 +214,7 @@ class Engine:
 
     def _share(self) -> None:
         """All answers that all initiators together may be owed must find room in a link's ring."""
-        room = min(link.slots for link in self.links.values())
+        room = min(link.slots for link in self.links.values()) * 3 // 4  # others send frames too
         for initiator in self._initiators.values():
             initiator.share = max(1, room // len(self._initiators))
 
@@ -556,5 +556,6 @@ class Engine:
             self._register(link)
         log.info("interface %s: %s, mtu %d", link.name, "up" if link.up else "down", link.mtu)
         self.counters["link_changes"] += 1
+        self._share()
         for initiator in self._initiators.values():
             initiator.link_changed(link.name, link.mac, link.mtu, link.up, now)

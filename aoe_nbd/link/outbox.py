@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .packet import _IOVEC, _MMSGHDR, Link, _libc, address_of
+from .packet import IOVEC, MMSGHDR, Link, _libc, address_of
 
 
 class Outbox:
@@ -29,12 +29,12 @@ class Outbox:
         """The address of the `mmsghdr` array for frames with this share, and what must live as long as it does."""
         count, size = self.headers.shape
         at = np.arange(count, dtype="u8")
-        iov = np.zeros((count, 2), _IOVEC)
+        iov = np.zeros((count, 2), IOVEC)
         iov["base"][:, 0] = address_of(self.headers) + at * size
         iov["base"][:, 1] = address_of(self.payload) + at * share if share else address_of(self._zeros)
         iov["length"] = size, share or len(self._zeros)
-        messages = np.zeros(count, _MMSGHDR)
-        messages["iov"] = address_of(iov) + at * (2 * _IOVEC.itemsize)
+        messages = np.zeros(count, MMSGHDR)
+        messages["iov"] = address_of(iov) + at * (2 * IOVEC.itemsize)
         messages["iovlen"] = 2
         return address_of(messages), messages, iov
 
@@ -48,7 +48,7 @@ class Outbox:
             described = self._described[share] = self._describe(share)
         done = 0
         while done < count:
-            sent = _libc.sendmmsg(link.fileno(), described[0] + done * _MMSGHDR.itemsize, count - done, 0)
+            sent = _libc.sendmmsg(link.fileno(), described[0] + done * MMSGHDR.itemsize, count - done, 0)
             if sent <= 0:
                 link.failure = ctypes.get_errno()
                 break

@@ -29,12 +29,13 @@ _PACKET_IGNORE_OUTGOING: Final = 23
 _SO_SNDBUFFORCE: Final = 32
 _SEND_BUFFER: Final = 4 << 20
 _PER_FRAME: Final = 1024  # bytes that the kernel counts for a frame beyond its length, and more
-SLOTS: Final = 512  # frames that a link's ring holds, if not told otherwise: those of one LUN, and as many again
+SLOTS_LEAST, SLOTS_MOST = 128, 512  # frames that a link's ring holds, if not told otherwise, and
+_RING: Final = 1 << 20  # bytes of them: what is used again that soon is still in the CPU's cache
 BATCH: Final = 256  # most frames of one `send_rows`
 ROW: Final = 64  # bytes from one header in `Link.headers` to the next
 
-_IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
-_MMSGHDR = np.dtype(
+IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
+MMSGHDR = np.dtype(
     [
         ("name", "u8"),
         ("namelen", "u4"),
@@ -68,8 +69,8 @@ class Link:
     that its ring holds; `headers`, BATCH rows of ROW bytes, is where `send_rows` takes headers from.
     """
 
-    def __init__(self, name: str, accept: Accept, slots: int = SLOTS, address: Address | None = None) -> None:
-        """Open interface `name`, for frames of one LUN (`address`) or of all; the ring holds `slots`. Raises LinkError."""
+    def __init__(self, name: str, accept: Accept, slots: int | None = None, address: Address | None = None) -> None:
+        """Open interface `name`, for frames of one LUN (`address`) or of all; `slots` are the ring's. Raises LinkError."""
         found = interface(name)
         if found is None:
             raise LinkError(errno.ENODEV, f"interface {name} does not exist: `ip link` lists those that do")
@@ -82,11 +83,11 @@ class Link:
         self.name, self.accept, self.address = name, accept, address
         self.index, self.mac, self.mtu, self.up = found.index, found.mac, found.mtu, found.running
         self.failure = 0
-        self.slots = slots
+        self._slots = slots
         self.headers = np.zeros((BATCH, ROW), np.uint8)
-        iov, messages = np.zeros((BATCH, 2), _IOVEC), np.zeros(BATCH, _MMSGHDR)
+        iov, messages = np.zeros((BATCH, 2), IOVEC), np.zeros(BATCH, MMSGHDR)
         iov["base"][:, 0] = address_of(self.headers) + _INDEX * ROW
-        messages["iov"] = address_of(iov) + _INDEX * (2 * _IOVEC.itemsize)
+        messages["iov"] = address_of(iov) + _INDEX * (2 * IOVEC.itemsize)
         self._messages, self._parts = messages, messages["iovlen"]
         self._messages_at = address_of(messages)
         self._header_length, self._length, self._base = iov["length"][:, 0], iov["length"][:, 1], iov["base"][:, 1]
@@ -95,6 +96,7 @@ class Link:
         self._open()
 
     def _open(self) -> None:
+        self.slots = self._slots or min(max(SLOTS_LEAST, _RING // self.mtu), SLOTS_MOST)
         try:
             # Protocol 0 receives nothing, so not one frame comes in before the filter is on.
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -227,7 +229,7 @@ class Link:
             at = end
         done = 0
         while done < count:
-            at = self._messages_at + done * _MMSGHDR.itemsize
+            at = self._messages_at + done * MMSGHDR.itemsize
             sent = _libc.sendmmsg(self._socket.fileno(), at, count - done, 0)
             if sent <= 0:
                 self.failure = ctypes.get_errno()

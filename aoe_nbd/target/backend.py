@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..link.packet import address_of
+from ..link.packet import IOVEC, address_of
 from ..wire.codes import SECTOR
 
 _BLKPBSZGET = 0x127B
@@ -76,6 +76,7 @@ class Backend:
             wanted = "reading" if read_only else "writing"
             hint = "run as root" if read_only else "export it with --read-only, or run as root"
             raise BackendError(f"{path} cannot be opened for {wanted} ({error.strerror}): {hint}") from None
+        self._iov = np.zeros(0, IOVEC)
         self._nowait = not direct  # the page cache may be asked for what it has
         self.sectors = 0
         self.refresh()
@@ -207,9 +208,19 @@ class Backend:
         while done < len(data):
             done += os.pwrite(self._fd, data[done:], offset + done)
 
+    def _describe(self, rows: np.ndarray[Any, Any], size: int) -> None:
+        """Have `_iov` name all rows."""
+        count = len(rows)
+        if count > len(self._iov):
+            self._iov = np.zeros(count, IOVEC)
+            self._iov_at, self._index = address_of(self._iov), np.arange(count)
+            self._bases, self._lengths = self._iov["base"], self._iov["length"]
+        self._bases[:count] = self._index[:count] * rows.strides[0] + address_of(rows[0])
+        self._lengths[:count] = size
+
     def write_rows(self, rows: np.ndarray[Any, Any], runs: Iterable[tuple[int, int, int]]) -> None:
         """For each (lba, first, last) write rows[first:last], one behind the other, at sector `lba`."""
-        size, iov = rows.shape[1], None
+        size, described = rows.shape[1], False
         for lba, first, last in runs:
             offset = lba * SECTOR
             if last - first == 1:
@@ -217,11 +228,10 @@ class Backend:
             elif self.direct:
                 self.write(np.ascontiguousarray(rows[first:last]).reshape(-1).data, offset)
             else:
-                if iov is None:
-                    iov = np.empty((len(rows), 2), np.int64)  # struct iovec: address, length
-                    iov[:, 0] = np.arange(len(rows)) * rows.strides[0] + rows.ctypes.data
-                    iov[:, 1] = size
-                at = iov.ctypes.data + first * 16
+                if not described:
+                    described = True
+                    self._describe(rows, size)
+                at = self._iov_at + first * IOVEC.itemsize
                 if _libc.pwritev(self._fd, at, last - first, offset) != (last - first) * size:
                     for i in range(first, last):  # what was wrong is said by the row that it is wrong with
                         self.write(rows[i].data, offset + (i - first) * size)
