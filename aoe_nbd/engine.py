@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from .core import encode
-from .core.batch import common
+from .core.batch import Array, common, lone
 from .core.batch import receive as receive_rows
 from .core.copies import Run
 from .core.exchange import Exchange
@@ -45,6 +45,7 @@ log = logging.getLogger("aoe_nbd")
 _ADDRESS = struct.Struct(">HB")
 _ADDRESS_OFFSET: Final = 16
 _BATCH: Final = 4  # frames waiting, from which on they are looked at as an array
+_LONE: Final = 32  # frames that are looked at one by one where the first is the only one of its request
 _EVERY: Final = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
 _LATE: Final = (
     0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
@@ -430,26 +431,36 @@ class Engine:
             self._on_event(*self._told.popleft())
 
     def _receive(self, link: Link, now: float) -> None:
+        most = _BATCH - 1  # what follows may be an array again, in the next turn
+        try:
+            if link.waiting(_BATCH):
+                if self._in_a_row(link) and (batch := link.receive_rows()):
+                    self._receive_rows(link, *batch, now)
+                    return
+                most = _LONE
+            for frame in link.receive(most):
+                self._dispatch(link, frame, now)
+        finally:
+            link.release()
+
+    def _in_a_row(self, link: Link) -> bool:
+        """Whether the frames that wait are answers to requests of many frames, and not to small ones: an array is worth it."""
+        head = link.peek(HEADER_SIZE)
+        initiator = self._initiators.get(_ADDRESS.unpack_from(head, _ADDRESS_OFFSET))  # type: ignore[call-overload]
+        return initiator is not None and not lone(initiator, head)
+
+    def _receive_rows(self, link: Link, rows: Array, lengths: Array, now: float) -> None:
         def otherwise(frame: memoryview) -> None:
             self._dispatch(link, frame, now)
 
-        try:
-            batch = link.receive_rows(_BATCH)
-            if batch is None:
-                for frame in link.receive(_BATCH - 1):  # what follows may be an array again, in the next turn
-                    otherwise(frame)
-                return
-            rows, lengths = batch
-            at = 0
-            for address, count in _stretches(rows[:, _ADDRESS_OFFSET : _ADDRESS_OFFSET + _ADDRESS.size].tobytes()):
-                initiator = self._initiators.get(_ADDRESS.unpack(address))  # type: ignore[call-overload]
-                if initiator is not None:
-                    self._touched.add(initiator)
-                end = at + count
-                receive_rows(initiator, link.name, rows[at:end], lengths[at:end], now, otherwise)
-                at = end
-        finally:
-            link.release()
+        at = 0
+        for address, count in _stretches(rows[:, _ADDRESS_OFFSET : _ADDRESS_OFFSET + _ADDRESS.size].tobytes()):
+            initiator = self._initiators.get(_ADDRESS.unpack(address))  # type: ignore[call-overload]
+            if initiator is not None:
+                self._touched.add(initiator)
+            end = at + count
+            receive_rows(initiator, link.name, rows[at:end], lengths[at:end], now, otherwise)
+            at = end
 
     def _dispatch(self, link: Link, frame: memoryview, now: float) -> None:
         for exchange in self._exchanges:

@@ -34,6 +34,12 @@ _DATA: Final = ATA_SIZE
 _FAILED: Final = int(FAILED)
 
 
+def lone(initiator: Initiator, head: bytes) -> bool:
+    """Whether the frame that begins with these 24 bytes answers, if any, a copy that was sent alone, as others beside it then."""
+    run = initiator.copies.run[int.from_bytes(head[_INDEX:_INDEX_END], "big")]
+    return run is None or run.count == 1
+
+
 def receive(
     initiator: Initiator | None,
     link: str,

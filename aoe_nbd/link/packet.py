@@ -160,16 +160,18 @@ class Link:
         """Up to `most` whole frames that have arrived, without waiting; good until `release()`."""
         return self._ring.frames(most)
 
-    def receive_rows(self, least: int, most: int = 256) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-        """What has arrived as one array of frames and their lengths (see `Ring.rows`), if it is `least` frames or more."""
-        if not self._ring.waiting(least):
-            return None
+    def receive_rows(self, most: int = 256) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+        """What has arrived as one array of frames and their lengths (see `Ring.rows`), or None where that cannot be."""
         rows, lengths = self._ring.rows(most)
         return (rows, lengths) if len(rows) else None
 
-    def waiting(self) -> bool:
-        """Whether a frame has arrived that was not taken yet."""
-        return self._ring.waiting(1)
+    def waiting(self, count: int = 1) -> bool:
+        """Whether so many frames have arrived that were not taken yet, and that an array could show at once."""
+        return self._ring.waiting(count)
+
+    def peek(self, size: int) -> bytes:
+        """The first bytes of the oldest of them."""
+        return self._ring.peek(size)
 
     def release(self) -> None:
         """Give the memory of the last `receive()` back to the kernel."""

@@ -74,6 +74,12 @@ class Ring:
         at = self._next + count - 1
         return at < self.slots and bool(_STATUS.unpack_from(self.view, at * self.slot_size)[0] & _STATUS_USER)
 
+    def peek(self, size: int) -> bytes:
+        """The first `size` bytes of the oldest frame that has arrived and was not taken yet. There must be one."""
+        base = self._next * self.slot_size
+        at: int = base + _HEADER.unpack_from(self.view, base)[3]
+        return bytes(self.view[at : at + size])
+
     def rows(self, most: int = 256) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Frames as one array: row i begins with frame i, of lengths[i] bytes; oldest first. To be released like `frames`.
 

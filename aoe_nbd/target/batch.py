@@ -26,7 +26,7 @@ from .state import State
 
 Array = np.ndarray[Any, Any]
 
-LEAST: Final = 2  # frames that are worth an array
+LEAST: Final = 6  # frames that are worth an array
 MOST: Final = 64  # frames of a batch, and so of a stretch
 _ROOM: Final = 1 << 18  # bytes that are read in one go: they stay in the CPU's cache until they are sent
 

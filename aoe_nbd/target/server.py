@@ -293,7 +293,7 @@ class Target:
         """Serve what has come in while it comes in numbers."""
         link, batch = port.link, self._batch
         for _ in range(_ROUNDS):
-            found = link.receive_rows(LEAST, MOST)
+            found = link.receive_rows(MOST) if link.waiting(LEAST) else None
             if found is None:
                 return
             try:
