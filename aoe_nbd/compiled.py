@@ -17,17 +17,15 @@ from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceF
 from pathlib import Path
 from types import ModuleType
 
-_CORE = (
-    "batch constants copies encode exchange fence flight histogram initiator lock path policy reply request rtt sizes window"
-)
+_PACKAGE = Path(__file__).parent
 MODULES = (
-    *(f"core/{name}.py" for name in _CORE.split()),
+    *sorted(f"core/{path.name}" for path in (_PACKAGE / "core").glob("[!_]*.py")),
     *(f"link/{name}.py" for name in ("outbox", "packet", "ring")),
     "engine.py",
     *(f"target/{name}.py" for name in ("batch", "lun", "server")),
 )
-_BUILT_ON = ("wire/address.py", "wire/codes.py", "wire/frames.py", "wire/identify.py")  # constants of theirs are built in
-_PACKAGE = Path(__file__).parent
+# What constants are built into them from.
+_BUILT_ON = ("wire/address.py", "wire/codes.py", "wire/frames.py", "wire/identify.py")
 
 
 def library() -> str:

@@ -178,3 +178,28 @@ def test_where_a_stretch_of_equal_addresses_ends() -> None:
     stretches = list(_stretches(items))
     assert [count for _, count in stretches] == [3, 1, 2, 1]
     assert b"".join(address * count for address, count in stretches) == items
+
+
+def test_small_and_large_requests_at_once(device: Device, disk: Path) -> None:
+    """Answers that come in a row and ones that stand alone, mixed as they like: every byte goes where it belongs."""
+    half, content = SIZE // 2, bytearray(disk.read_bytes())
+
+    def work(k: int) -> None:
+        rng = random.Random(k)
+        for _ in range(60):
+            size = rng.choice((512, BLOCK, BLOCK, 9 * BLOCK, 64 * BLOCK))
+            if k % 2:  # each writer has a quarter of the first half for itself
+                place = k // 2 * half // 4 + rng.randrange((half // 4 - size) // 512 + 1) * 512
+                data = rng.randbytes(size)
+                device.write(memoryview(data), place)
+                content[place : place + size] = data
+            else:
+                place = half + rng.randrange((half - size) // 512 + 1) * 512
+                buffer = bytearray(size)
+                device.read(memoryview(buffer), place)
+                assert buffer == content[place : place + size]
+
+    callers(8, work)
+    whole = bytearray(SIZE)
+    device.read(memoryview(whole), 0)
+    assert whole == content == disk.read_bytes()

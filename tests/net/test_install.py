@@ -14,6 +14,7 @@ import pytest
 from lab import MIB, PLUGIN, PYTHON, ROOT, Bridge, Host, Process, run, write_random
 
 Start = Callable[..., Process]
+MYPYC = ROOT / ".venv" / "bin" / "mypyc"
 INSTALLER = ROOT / "scripts" / "install-nbdkit-plugin"
 
 
@@ -63,21 +64,25 @@ def no_short_name() -> Iterator[Path]:
     installed.unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A fresh virtual environment of the system's Python with the wheel in it, both made without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
+def install(folder: Path, python: object = PYTHON, **env: str) -> Path:
+    """A fresh virtual environment of the system's Python with the wheel in it, both made in `folder` without a network."""
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "*.so")
     shutil.copytree(ROOT, source, ignore=ignored)
     build = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder)
-    run(PYTHON, "-m", "pip", "wheel", "--quiet", *build, source)
+    run(python, "-m", "pip", "wheel", "--quiet", *build, source, env={**os.environ, **env})
     environment = folder / "environment"
     run(PYTHON, "-m", "venv", "--system-site-packages", environment)
     wheel = next(folder.glob("aoe_nbd-*.whl"))
     run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel)
     shutil.rmtree(source)
-    yield environment
+    return environment
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("wheel")
+    yield install(folder)
     shutil.rmtree(folder)
 
 
@@ -88,6 +93,17 @@ def test_from_a_checkout(disk: Path, read_disk: Callable[..., bytes]) -> None:
 def test_from_a_wheel(disk: Path, environment: Path, read_disk: Callable[..., bytes]) -> None:
     plugin = next(environment.glob("lib/python3*/site-packages/aoe_nbd/plugin.py"))
     assert read_disk("python", plugin, path=f"{environment}/bin:{os.environ['PATH']}") == disk.read_bytes()
+
+
+@pytest.mark.skipif(not MYPYC.exists(), reason="no mypyc here: scripts/setup")
+def test_from_a_wheel_with_the_compiled_form(disk: Path, read_disk: Callable[..., bytes], tmp_path: Path) -> None:
+    environment = install(tmp_path, MYPYC.with_name("python"), AOE_NBD_COMPILE="1")
+    code = "import aoe_nbd, aoe_nbd.engine as e; print(aoe_nbd.COMPILED, e.__file__)"
+    assert run(environment / "bin" / "python", "-c", code, cwd="/").startswith(f"True {environment}/lib")
+    plugin = next(environment.glob("lib/python3*/site-packages/aoe_nbd/plugin.py"))
+    path = f"{environment}/bin:{os.environ['PATH']}"
+    assert "aoe_nbd_compiled=true" in run("nbdkit", "python", plugin, "--dump-plugin", env={**os.environ, "PATH": path})
+    assert read_disk("python", plugin, path=path) == disk.read_bytes()
 
 
 def test_short_name_from_a_checkout(no_short_name: Path, disk: Path, read_disk: Callable[..., bytes]) -> None:
