@@ -380,7 +380,13 @@ _KINDS = (  # (what it is, functions that tell it by being anywhere in the stack
     ("waiting for frames and timers: epoll, poll", {"do_epoll_wait", "do_sys_poll", "timerfd_read_iter"}),
     ("timers: timerfd", {"do_timerfd_settime", "__x64_sys_timerfd_settime"}),
 )
-_LIBRARIES = {"libpython": "Python's interpreter", "_multiarray": "numpy", "libc.": "libc", "nbdkit": "nbdkit"}
+_LIBRARIES = {
+    "__mypyc": "the hot path's own code, compiled",
+    "libpython": "Python: objects, and what is interpreted",
+    "_multiarray": "numpy",
+    "libc.": "libc",
+    "nbdkit": "nbdkit",
+}
 
 
 def _profile(stack: Aoe, way: str, order: str, request: int, depth: int) -> report.Section:

@@ -264,7 +264,8 @@ def test_what_perf_prints(line: str, groups: tuple[str | None, ...]) -> None:
     [
         ("  ff1 finish_task_switch ([kernel])\n  ff2 do_futex ([kernel])\n  7f take_gil (libpython3.11.so)", "locks"),
         ("  ff1 __netif_receive_skb+0x5 ([kernel.kallsyms])\n  ff2 packet_sendmsg+0x7 ([kernel.kallsyms])", "packet socket"),
-        ("  7f1 _PyEval_EvalFrameDefault (/usr/lib/libpython3.11.so.1.0)", "Python's interpreter"),
+        ("  7f1 _PyEval_EvalFrameDefault (/usr/lib/libpython3.11.so.1.0)", "Python: objects, and what is interpreted"),
+        ("  7f2 CPyDef_lock___f (/a/aoe_nbd_0__mypyc.cpython-311.so)", "the hot path's own code, compiled"),
         ("  ff1 page_fault ([kernel.kallsyms])", "the kernel otherwise"),
         ("", "other libraries"),
     ],
