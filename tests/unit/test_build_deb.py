@@ -212,7 +212,7 @@ def copy(source: Path, deb: Path, tmp_path: Path) -> Callable[[str], str]:
         pytest.skip("needs root and mount namespaces")
     if subprocess.run(["dpkg-query", "-W", "aoe-nbd"], capture_output=True).returncode == 0:
         pytest.skip("the package is installed on this system")
-    new = build(source, tmp_path, "--version", "99")
+    new = build(source, tmp_path, "--sources", "--version", "99")
 
     def run(script: str) -> str:
         (tmp_path / "copy").mkdir(exist_ok=True)
