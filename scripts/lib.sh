@@ -19,7 +19,7 @@ TEST_PACKAGES=(
     python3-hypothesis python3-pip python3-pytest python3-pytest-timeout python3-pytest-xdist python3-setuptools python3-venv python3-wheel
     aoetools ethtool gcc libc6-dev qemu-utils strace tcpdump udev vblade
 )
-COMPILE_PACKAGES=(gcc libc6-dev python3-dev python3-pip python3-setuptools python3-venv)
+COMPILE_PACKAGES=(gcc libc6-dev python3-dev python3-numpy python3-pip python3-setuptools python3-venv)
 BENCH_PACKAGES=(linux-perf python3-matplotlib qemu-block-extra tgt)
 # What the VM lab is built and run with; what is in every machine of it; what is in one that can do all, besides.
 VM_PACKAGES=(

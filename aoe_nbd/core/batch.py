@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from .initiator import Initiator
 from .path import Path
 from .request import Kind
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, Any]
 
 _FIELDS: Any = ATA_DTYPE.fields
 _SOURCE, _TAG, _STATUS = (_FIELDS[name][1] for name in ("src", "tag", "command_status"))

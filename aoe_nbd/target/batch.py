@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .lun import Frame, Lun
 from .personality import OURS
 from .state import State
 
-Array = np.ndarray[Any, Any]
+Array: TypeAlias = np.ndarray[Any, Any]
 
 LEAST: Final = 6  # frames that are worth an array
 MOST: Final = 64  # frames of a batch, and so of a stretch
