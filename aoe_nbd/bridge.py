@@ -128,8 +128,6 @@ class Bridge:
         self.affinity = Affinity(self.options.cpu)
         self.affinity.start()
         sys.setswitchinterval(1e-4)
-        # Who is woken waits until who has woken him sleeps: answers are booked together, and the callers then run in turn.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self.engine.start()
 
     def _protect(self) -> None:
