@@ -29,8 +29,9 @@ _PACKET_IGNORE_OUTGOING: Final = 23
 _SO_SNDBUFFORCE: Final = 32
 _SEND_BUFFER: Final = 4 << 20
 _PER_FRAME: Final = 1024  # bytes that the kernel counts for a frame beyond its length, and more
-SLOTS_LEAST, SLOTS_MOST = 128, 512  # frames that a link's ring holds, if not told otherwise, and
-_RING: Final = 1 << 20  # bytes of them: what is used again that soon is still in the CPU's cache
+_SLOTS_LEAST: Final = 128  # frames that a link's ring holds, if not told otherwise: between these two, as many as fill
+_SLOTS_MOST: Final = 512
+_RING: Final = 1 << 20  # so many bytes: what is used again that soon is still in the CPU's cache
 BATCH: Final = 256  # most frames of one `send_rows`
 ROW: Final = 64  # bytes from one header in `Link.headers` to the next
 
@@ -96,7 +97,7 @@ class Link:
         self._open()
 
     def _open(self) -> None:
-        self.slots = self._slots or min(max(SLOTS_LEAST, _RING // self.mtu), SLOTS_MOST)
+        self.slots = self._slots or min(max(_SLOTS_LEAST, _RING // self.mtu), _SLOTS_MOST)
         try:
             # Protocol 0 receives nothing, so not one frame comes in before the filter is on.
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)

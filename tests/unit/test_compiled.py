@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,6 +38,11 @@ def test_every_module_that_is_named_exists() -> None:
     folder = ROOT / "aoe_nbd"
     assert all((folder / name).is_file() for name in compiled.MODULES)
     assert {"core/initiator.py", "engine.py", "target/batch.py"} <= set(compiled.MODULES)
+
+
+def test_pip_compiles_with_the_mypy_that_checks_the_types() -> None:
+    (version,) = re.findall(r'^MYPYC = "(.+)"$', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert f"LINTERS=({version} " in (ROOT / "scripts/lib.sh").read_text()
 
 
 @pytest.mark.skipif(not COMPILED, reason="the hot path is not compiled here: scripts/compile")
