@@ -65,7 +65,7 @@ class Backend:
             self.block = stat.S_ISBLK(mode)
             if not self.block and not stat.S_ISREG(mode):
                 raise BackendError(f"{path} is neither a file nor a block device: give one of these to export")
-            self._fd = os.open(path, flags)
+            self._file = os.fdopen(os.open(path, flags), "rb", buffering=0)  # closes itself when nobody has it any more
         except FileNotFoundError:
             raise BackendError(
                 f"{path} does not exist: make it first, for example with `truncate -s 1G {path}`"
@@ -76,6 +76,7 @@ class Backend:
             wanted = "reading" if read_only else "writing"
             hint = "run as root" if read_only else "export it with --read-only, or run as root"
             raise BackendError(f"{path} cannot be opened for {wanted} ({error.strerror}): {hint}") from None
+        self._fd = self._file.fileno()
         self._iov = np.zeros(0, IOVEC)
         self._nowait = not direct  # the page cache may be asked for what it has
         self.sectors = 0
@@ -261,7 +262,7 @@ class Backend:
             offset, length = offset + n, length - n
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
 
 
 def _first_line(path: str | Path) -> str:

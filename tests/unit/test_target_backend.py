@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Reads of several places at once: what the page cache lacks is asked of the disk together, and comes out right."""
+"""Storage: what the page cache lacks of several places is asked of the disk together; a storage let go is closed."""
 
 from __future__ import annotations
 
@@ -86,3 +86,11 @@ def test_an_end_that_came_nearer_is_an_error(disk: Path) -> None:
     os.truncate(disk, 100 * 512)
     with pytest.raises(OSError, match="shrank"):
         backend.read_runs(memoryview(bytearray(11 * SIZE)), SIZE, RUNS)
+
+
+def test_a_storage_that_nobody_has_any_more_is_closed(disk: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    backend = Backend(str(disk))
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del backend
+    assert len(os.listdir("/proc/self/fd")) == before
