@@ -55,7 +55,7 @@ class Affinity:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        mine, busy = time.process_time(), _busy()
+        mine, busy = time.process_time(), busy_seconds()
         before, self._seen = self._seen, (now, mine, busy)
         if before is None:
             return
@@ -79,7 +79,7 @@ class Affinity:
                 continue  # it has ended, or the CPU is gone
 
 
-def _busy() -> dict[int, float]:
+def busy_seconds() -> dict[int, float]:
     """For how many seconds each CPU has been busy so far, for us or for others; nothing if the kernel does not tell."""
     try:
         lines = STAT.read_text().splitlines()

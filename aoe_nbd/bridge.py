@@ -115,7 +115,9 @@ class Bridge:
         """Open the links and, with an address given, attach its device. Raises LinkError or DeviceError."""
         address = self.options.address
         slots = None if address is not None else _SLOTS_OF_MANY
-        self.engine = Engine(open_links(self.options.interfaces, address, slots), self._event)
+        polls = not self.options.lock_memory  # with real-time priority, who looks would keep all others from the CPU
+        busy_poll = self.options.busy_poll / 1e6 if polls else 0.0
+        self.engine = Engine(open_links(self.options.interfaces, address, slots), self._event, busy_poll)
         if address is not None:
             self._open(address)
 

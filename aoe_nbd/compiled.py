@@ -21,6 +21,7 @@ _PACKAGE = Path(__file__).parent
 MODULES = (
     *sorted(f"core/{path.name}" for path in (_PACKAGE / "core").glob("[!_]*.py")),
     *(f"link/{name}.py" for name in ("outbox", "packet", "ring")),
+    "busypoll.py",
     "engine.py",
     *(f"target/{name}.py" for name in ("batch", "lun", "server")),
 )

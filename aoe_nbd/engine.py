@@ -3,10 +3,10 @@
 
 A caller's thread submits its request and sends what the window lets out at once, under the engine's lock; then it sleeps
 on its slot's eventfd. The I/O thread receives, runs the timers and sends the rest. A caller who is alone receives its
-answer itself, which saves two task switches: it waits in an epoll set of its own, which the kernel asks before the I/O
-thread's (EPOLLEXCLUSIVE: a frame wakes one of them, in the order of registration, if it is waiting; so one that comes while
-nobody is alone, or too late for him, wakes the I/O thread). Before `start` there is no such thread (nbdkit forks between
-discovery and service): a waiting caller then turns the loop itself.
+answer itself, which saves two task switches. It looks for it for a moment (`busypoll`), and then waits in an epoll set of
+its own, which the kernel asks before the I/O thread's (EPOLLEXCLUSIVE: a frame wakes one of them, in the order of
+registration, if it is waiting; so one that comes while nobody is alone, or too late for him, wakes the I/O thread). Before
+`start` there is no such thread (nbdkit forks between discovery and service): a waiting caller then turns the loop itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+from .busypoll import BusyPoll
 from .core import encode
 from .core.batch import Array, common, lone
 from .core.batch import receive as receive_rows
@@ -46,6 +47,7 @@ _ADDRESS = struct.Struct(">HB")
 _ADDRESS_OFFSET: Final = 16
 _BATCH: Final = 4  # frames waiting, from which on they are looked at as an array
 _LONE: Final = 32  # frames that are looked at one by one where the first is the only one of its request
+_EXCLUSIVE: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 _EVERY: Final = 0.002  # how often a caller of `wait` looks, once the I/O thread runs
 _LATE: Final = (
     0.01  # s from asking the core for frames to their sending, after which it must know: quarantines count from there
@@ -98,7 +100,13 @@ class _Timer:
 class Engine:
     """Initiators and exchanges over a set of links. All public methods may be called from any thread."""
 
-    def __init__(self, links: Iterable[Link], on_event: Callable[[Initiator, Event], None] | None = None) -> None:
+    def __init__(
+        self,
+        links: Iterable[Link],
+        on_event: Callable[[Initiator, Event], None] | None = None,
+        busy_poll: float = 0.0,
+    ) -> None:
+        """`busy_poll`: for how many seconds at most a lone caller looks for its answer before it sleeps."""
         self.links = {link.name: link for link in links}
         self.counters: Counter[str] = Counter()
         self._on_event = on_event or (lambda initiator, event: None)
@@ -123,6 +131,8 @@ class Engine:
         self._alone_wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._alone.register(self._alone_wake, select.EPOLLIN)
         self._solo = threading.Lock()
+        self._polling = BusyPoll(busy_poll)
+        self._listening = True  # whether frames wake the I/O thread
         self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._by_fd: dict[int, Link] = {}
@@ -132,8 +142,9 @@ class Engine:
 
     def _register(self, link: Link) -> None:
         self._by_fd[link.fileno()] = link
-        for waiting in (self._alone, self._epoll):  # in this order
-            waiting.register(link.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._alone.register(link.fileno(), _EXCLUSIVE)  # first
+        if self._listening:
+            self._epoll.register(link.fileno(), _EXCLUSIVE)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -225,12 +236,15 @@ class Engine:
 
     def execute(self, initiator: Initiator, request: Request) -> None:
         """Submit `request` and wait until it is done; its `error` tells how it went."""
-        if not initiator.waiting and self._loop_thread is not None and self._solo.acquire(blocking=False):
+        others = initiator.waiting
+        if not others and self._loop_thread is not None and self._solo.acquire(blocking=False):
             try:
                 self._execute_alone(initiator, request)
             finally:
                 self._solo.release()
             return
+        if others > 1:
+            self._polling.crowd()
         slots = self._slots
         try:
             slot = slots.pop()
@@ -251,11 +265,35 @@ class Engine:
         request.token = self._alone_wake
         self._inbox.append((initiator, request))
         self._submit(request)
+        now = time.monotonic()
+        if self._polling.wanted(now):
+            self._poll(request, now + self._polling.limit)
         while not request.done:
             self._guarded_turn(self._alone, request)
         for link in self.links.values():
             if link.waiting():
                 self.kick()  # nobody else has been told of those frames
+
+    def _poll(self, request: Request, until: float) -> None:
+        """Look for the answer until then. The I/O thread hears nothing of frames meanwhile: each would wake it."""
+        self._listen(False)
+        try:
+            while not request.done and time.monotonic() < until:
+                self._guarded_turn(self._alone, request, 0.0)
+        finally:
+            self._listen(True)
+        self._polling.over(request.done)
+
+    def _listen(self, listening: bool) -> None:
+        """Whether the I/O thread is to be woken by frames."""
+        with self._lock:
+            self._listening = listening
+            for fd in () if self._epoll.closed else self._by_fd:
+                if listening:
+                    self._epoll.register(fd, _EXCLUSIVE)
+                else:
+                    self._epoll.unregister(fd)
+        self._submit()
 
     def _submit(self, own: Request | None = None) -> None:
         """Take in what lies in the inbox, unless another thread holds the lock: then that one does, as it lets go of it.
@@ -371,10 +409,12 @@ class Engine:
         while not self._stopped:
             self._guarded_turn(self._epoll)
 
-    def _guarded_turn(self, waiting: select.epoll, own: Request | None = None) -> None:
+    def _guarded_turn(self, waiting: select.epoll, own: Request | None = None, timeout: float | None = None) -> None:
         """A turn that lives through a fault of ours: it must not leave a guest's request waiting for ever."""
         try:
-            self._turn(waiting.poll(), own)
+            ready = waiting.poll(timeout)
+            if ready:
+                self._turn(ready, own)
             self._faults = 0
         except Exception:
             self.counters["faults"] += 1
@@ -558,7 +598,8 @@ class Engine:
     def _update(self, link: Link, found: Interface, exists: bool, now: float) -> None:
         def closing() -> None:
             del self._by_fd[link.fileno()]
-            self._epoll.unregister(link.fileno())
+            if self._listening:
+                self._epoll.unregister(link.fileno())
             self._alone.unregister(link.fileno())
 
         if not link.update(found, exists, closing):

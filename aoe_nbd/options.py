@@ -59,7 +59,12 @@ PARAMETERS = (
     Parameter(
         "cpu",
         "auto",
-        "CPUs to run on: a number, one (that which it starts on), all, or auto (one; all while requests are large)",
+        "CPUs to run on: a number, one (that which it starts on), all, or auto: one, and another when others crowd it there",
+    ),
+    Parameter(
+        "busy-poll",
+        "100",
+        "microseconds for which a request that is alone looks for its answer before it sleeps, while that is of use; 0: never",
     ),
     Parameter(
         "pin-threads", "true", "keep Python's thread states alive between requests (an off switch for a fast path)"
@@ -148,6 +153,7 @@ class Options:
     hang_up: bool = False
     lock_memory: bool = False
     cpu: int | Literal["auto", "one", "all"] = "auto"
+    busy_poll: int = 100
     pin_threads: bool = True
     debug: bool = False
     _shelf: int | None = None
@@ -209,6 +215,8 @@ class Options:
                 self.lock_memory = _boolean(name, value)
             case "cpu":
                 self.cpu = _cpu(name, value)
+            case "busy-poll":
+                self.busy_poll = _count(name, value, 0, 10000)
             case "pin-threads":
                 self.pin_threads = _boolean(name, value)
             case "debug":

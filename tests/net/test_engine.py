@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aoe_nbd.core.request import Kind, Request
 from aoe_nbd.device import Device
 from aoe_nbd.engine import Engine, _stretches
 from aoe_nbd.link import Accept, Link
@@ -34,10 +37,19 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def device(disk: Path, initiator: Host, vblade: Callable[..., Process]) -> Iterator[Device]:
-    vblade(disk, "-b", 64)
+def target(disk: Path, vblade: Callable[..., Process]) -> Process:
+    return vblade(disk, "-b", 64)
+
+
+@pytest.fixture(params=[0.0, 1e-4, 2 * PATIENCE], ids=["sleep", "poll", "poll-long"])
+def busy_poll(request: pytest.FixtureRequest) -> float:
+    return float(request.param)
+
+
+@pytest.fixture
+def device(initiator: Host, target: Process, busy_poll: float) -> Iterator[Device]:
     with initiator.entered():
-        engine = Engine([Link(initiator.interface, Accept.RESPONSES)])
+        engine = Engine([Link(initiator.interface, Accept.RESPONSES)], busy_poll=busy_poll)
         device = Device(engine, Address(1, 0))
         device.open(PATIENCE)
         engine.start()
@@ -138,6 +150,51 @@ def test_coming_and_going_leaves_nobody_waiting(device: Device, disk: Path) -> N
 
     callers(3, meet)
     assert device.initiator.waiting == 0
+
+
+@pytest.mark.parametrize("busy_poll", [0.0], indirect=True)
+def test_what_comes_while_the_io_thread_is_told_whether_to_listen(device: Device) -> None:
+    """A caller who finds the engine locked leaves his request to the one who locked it."""
+    engine = device.engine
+    slot = os.eventfd(0)
+    for listening in (False, True):
+        engine._inbox.append((device.initiator, Request(Kind.READ, 0, 8, memoryview(bytearray(BLOCK)), token=slot)))
+        engine._listen(listening)
+        assert not engine._inbox
+    while device.initiator.waiting:
+        os.eventfd_read(slot)
+    os.close(slot)
+
+
+@pytest.mark.parametrize("busy_poll", [2 * PATIENCE], indirect=True)
+def test_the_interface_changes_while_a_caller_polls(
+    device: Device, disk: Path, target: Process, initiator: Host
+) -> None:
+    """The new socket is the caller's as long as it polls, and the I/O thread's afterwards."""
+    content, engine = disk.read_bytes(), device.engine
+    link = engine.links[initiator.interface]
+    read(device, content, 0)
+    os.kill(target.pid, signal.SIGSTOP)
+    try:
+        done: list[None] = []
+        caller = threading.Thread(target=lambda: done.append(read(device, content, BLOCK)), daemon=True)  # type: ignore[func-returns-value]
+        caller.start()
+        target.wait_until(lambda: not engine._listening, "be polled for")
+        initiator.set_mtu(16000)  # more than a slot of the ring holds: the socket is made anew
+        target.wait_until(lambda: link.mtu == 16000, "see the new MTU")
+        assert not engine._listening
+    finally:
+        os.kill(target.pid, signal.SIGCONT)
+    caller.join(PATIENCE)
+    assert done
+    assert engine._listening
+    assert not engine.counters["faults"]
+
+    def work(k: int) -> None:
+        for place in places(50, seed=k):
+            read(device, content, place)
+
+    callers(4, work)
 
 
 def test_several_luns_by_one_engine(initiator: Host, vblade: Callable[..., Process], tmp_path: Path) -> None:

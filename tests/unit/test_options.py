@@ -45,6 +45,7 @@ def test_defaults_are_those_of_the_table() -> None:
     assert f"{found.connect_timeout:g}" == table["connect-timeout"]
     assert str(found.readonly).lower() == table["readonly"]
     assert str(found.pin_threads).lower() == table["pin-threads"]
+    assert str(found.busy_poll) == table["busy-poll"]
     assert str(found.debug).lower() == table["debug"]
     assert found.cpu == table["cpu"]
     assert (found.fence, found.owner, found.owner_tag) == (table["fence"], table["owner"], table["owner-tag"])
@@ -67,6 +68,7 @@ def test_every_parameter_of_the_table_is_taken() -> None:
         "owner": "dom0-a",
         "owner-tag": "7d3b2f6e-0000-4000-8000-1234567890ab",
         "pin-threads": "no",
+        "busy-poll": "0",
         "debug": "1",
     }
     assert set(good) <= {p.name for p in PARAMETERS}
@@ -75,6 +77,7 @@ def test_every_parameter_of_the_table_is_taken() -> None:
     assert (found.sectors, found.readonly, found.on_dead, found.connect_timeout) == (8, True, FAIL, 2.5)
     assert (found.cpu, found.pin_threads, found.debug, found.interfaces) == (0, False, True, ["eth0", "eth1"])
     assert (found.fence, found.owner, found.owner_tag) == ("enforce", "dom0-a", good["owner-tag"])
+    assert found.busy_poll == 0
 
 
 def test_cpus_may_be_a_word() -> None:
@@ -184,6 +187,7 @@ def test_on_dead_reads_what_it_prints() -> None:
         (["connect-timeout=0"], "connect-timeout=0 is not a number from 0.1 to 86400"),
         (["connect-timeout=inf"], "connect-timeout=inf is not a number from 0.1 to 86400"),
         (["connect-timeout=nan"], "connect-timeout=nan is not a number from 0.1 to 86400"),
+        (["busy-poll=20000"], "busy-poll=20000 is not a number from 0 to 10000"),
         (["cpu=-1"], "cpu=-1 is not a number from 0 to 4095, auto, one or all"),
     ],
 )
