@@ -158,11 +158,13 @@ def test_what_comes_while_the_io_thread_is_told_whether_to_listen(device: Device
     engine = device.engine
     slot = os.eventfd(0)
     for listening in (False, True):
-        engine._inbox.append((device.initiator, Request(Kind.READ, 0, 8, memoryview(bytearray(BLOCK)), token=slot)))
-        engine._listen(listening)
-        assert not engine._inbox
-    while device.initiator.waiting:
-        os.eventfd_read(slot)
+        with engine._lock:  # the I/O thread is in no turn then, at whose end it would take it in
+            engine._inbox.append((device.initiator, Request(Kind.READ, 0, 8, memoryview(bytearray(BLOCK)), token=slot)))
+            engine._listen(listening)
+            assert not engine._inbox
+    woken = 0
+    while woken < 2:
+        woken += os.eventfd_read(slot)
     os.close(slot)
 
 
