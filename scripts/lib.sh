@@ -11,8 +11,8 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
 # What a bridge needs; what the demonstration shows it with; what the tests need besides.
 RUN_PACKAGES=(
-    nbdkit nbdkit-plugin-python python3 python3-construct python3-libnbd python3-numpy python3-prometheus-client python3-pyroute2
-    python3-rich nbd-client
+    kmod nbdkit nbdkit-plugin-python python3 python3-construct python3-libnbd python3-numpy python3-prometheus-client
+    python3-pyroute2 python3-rich nbd-client
 )
 DEMO_PACKAGES=(e2fsprogs file fio iproute2 libnbd-bin openssl procps)
 TEST_PACKAGES=(
