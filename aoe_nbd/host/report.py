@@ -68,7 +68,7 @@ def of_device(device: Device, now: float) -> dict[str, Any]:
         "state": "dead" if initiator.dead else "up" if initiator.up else "away",
         "quiesced": initiator.quiesced,
         "quiet": initiator.quiet(now),
-        "fence": of_fence(initiator),
+        "fence": of_fence(initiator, now),
         "identity": {
             "model": identify.model,
             "serial": identify.serial,
@@ -101,8 +101,8 @@ def of_device(device: Device, now: float) -> dict[str, Any]:
     }
 
 
-def of_fence(initiator: Initiator) -> dict[str, Any]:
-    """Who owns the LUN, as far as it is guarded. `record` is ours, `above` the one that overrides it."""
+def of_fence(initiator: Initiator, now: float) -> dict[str, Any]:
+    """Who owns the LUN at monotonic time `now`, as far as it is guarded. `record` is ours, `above` the one that overrides it."""
     fence = initiator.fence
     if fence is None:
         return {"mode": "off", "state": "off", "taken_over": False}
@@ -112,7 +112,7 @@ def of_fence(initiator: Initiator) -> dict[str, Any]:
         "state": str(record.state if record is not None and fence.phase is Phase.HOLDING else fence.phase),
         "taken_over": fence.phase in (Phase.YIELDED, Phase.LOST),
         "reserves": fence.enforcing,
-        "open": fence.closes_at > time.monotonic(),
+        "open": fence.closes_at > now,
         "host": fence.host,
         "tag": fence.tag,
         "epoch": 0 if record is None else record.epoch,

@@ -97,9 +97,10 @@ class Verbs:
         began, limit = time.monotonic(), seconds(question, _PATIENCE)
         for device in self._luns(question):
             device.take_over(max(0.0, began + limit - time.monotonic()))
+        now = time.monotonic()
         return {
-            "took": time.monotonic() - began,
-            "luns": [report.of_fence(each.initiator) for each in self._luns(question)],
+            "took": now - began,
+            "luns": [report.of_fence(each.initiator, now) for each in self._luns(question)],
         }
 
     def resume(self, question: Question) -> Answer:
