@@ -13,7 +13,6 @@ import logging.handlers
 import os
 import socket
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -129,7 +128,6 @@ class Bridge:
             self._protect()
         self.affinity = Affinity(self.options.cpu)
         self.affinity.start()
-        sys.setswitchinterval(1e-4)
         self.engine.start()
 
     def _protect(self) -> None:

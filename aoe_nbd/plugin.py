@@ -34,7 +34,7 @@ from aoe_nbd.host.control import Server  # noqa: E402
 from aoe_nbd.host.verbs import Verbs  # noqa: E402
 from aoe_nbd.lateness import Lateness  # noqa: E402
 from aoe_nbd.options import PARAMETERS, OptionError, Options  # noqa: E402
-from aoe_nbd.threadstate import Pins  # noqa: E402
+from aoe_nbd.threadstate import Pins, share_lock  # noqa: E402
 
 API_VERSION = 2
 _WATCH = 0.25  # s between looks for requests that are stuck
@@ -111,6 +111,7 @@ def get_ready() -> None:
 def after_fork() -> None:
     global _pins
     _pins = Pins(_options.pin_threads)
+    share_lock(0)
     _bridge.start()
     if _control is not None:
         _control.start()
@@ -175,11 +176,13 @@ def open(readonly: bool) -> Device:
     except (OSError, OptionError) as error:
         raise _refuse(error) from None
     _clients.came()
+    share_lock(_clients.count)
     return device
 
 
 def close(h: Device) -> None:
     _clients.went()
+    share_lock(_clients.count)
     _pins.reap()
 
 
