@@ -23,9 +23,9 @@ _SWITCH: Final = 1e-3  # s a client
 def share_lock(clients: int) -> None:
     """Settle how long a thread waits for Python's lock until it asks its holder for it (Python's switch interval).
 
-    A short wait is good where something computes in this process. But nbdkit has 16 threads a client, and with hundreds
-    waiting a millisecond each, to wake them leaves the holder no CPU to be done with it: so a bridge of 64 LUNs stood still
-    for seconds. In proportion, all of them together wake no more often than those of one client.
+    A short wait is good where something computes in this process. But nbdkit has 16 threads a client, and to wake hundreds of
+    them every 100 us left the holder no CPU to be done with it: a bridge of 64 LUNs stood still for seconds. In proportion,
+    all of them together wake no more often than those of one client.
     """
     sys.setswitchinterval(_SWITCH * max(1, clients))
 
