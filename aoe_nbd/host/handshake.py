@@ -70,7 +70,7 @@ def connect(path: Path, export: str = "", patience: float = PATIENCE) -> Connect
         size, flags = handle.get_size(), _flags(handle)
         fd = os.dup(handle.aio_get_fd())
     except libnbd.Error as error:
-        raise HandshakeError(error.errno or errno.EIO, f"no NBD connection to {path}: {error.string}") from None
+        raise HandshakeError(error.errnum or errno.EIO, f"no NBD connection to {path}: {error.string}") from None
     os.set_blocking(fd, True)
     _enlarge(fd)
     return Connection(fd, size, flags)

@@ -393,6 +393,9 @@ class Supervisor:
         except handshake.HandshakeError as error:
             if self.child.ended:
                 return
+            if error.errno == errno.ECONNREFUSED and time.monotonic() < self._started + self._ready_within:
+                self._until(_never, _LOOK)  # its socket has a name before it listens
+                return
             self._dismiss(_sentence(error))
             return
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -20,6 +21,12 @@ from aoe_nbd.host import handshake
 Serve = Callable[..., Path]
 
 
+def _listens(path: Path) -> bool:
+    """Whether somebody does: a socket has its name a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as end:
+        return end.connect_ex(os.fspath(path)) == 0
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """serve("memory", "1M"): nbdkit, on the path that is returned."""
@@ -31,7 +38,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         path = tmp_path / f"{len(running)}.sock"
         running.append(subprocess.Popen(["nbdkit", "-f", "-U", str(path), *words]))
         limit = time.monotonic() + 60
-        while not path.exists():
+        while not _listens(path):
             assert running[-1].poll() is None and time.monotonic() < limit
             time.sleep(0.02)
         return path
@@ -91,3 +98,11 @@ def test_one_that_does_not_answer(tmp_path: Path) -> None:
         listener.listen()
         with pytest.raises(handshake.HandshakeError, match=r"has not answered for 0\.2 s"):
             handshake.connect(tmp_path / "mute", patience=0.2)
+
+
+def test_a_socket_that_nobody_listens_on_yet(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(os.fspath(tmp_path / "it"))
+        with pytest.raises(handshake.HandshakeError, match="Connection refused") as refused:
+            handshake.connect(tmp_path / "it")
+    assert refused.value.errno == errno.ECONNREFUSED

@@ -60,6 +60,7 @@ class World:
         self.takes = True  # whether the kernel takes a socket, or drops it
         self.dropped = 0
         self.mute = 0  # questions that the bridge leaves unanswered
+        self.deaf = 0  # connections to its socket that are refused, for it does not listen yet
         self.refuses: int | None = None
 
     # the kernel
@@ -91,6 +92,9 @@ class World:
     def handshake(self, path: Path) -> Connection:
         if not self.children[-1].serving:
             raise HandshakeError(errno.ECONNREFUSED, "nobody there")
+        if self.deaf:
+            self.deaf -= 1
+            raise HandshakeError(errno.ECONNREFUSED, "nobody listens")
         return Connection(os.open(os.devnull, os.O_RDONLY), self.status["size_bytes"], self.flags)
 
     def held(self, inode: int) -> bool:
@@ -229,6 +233,22 @@ def test_attach(world: World) -> None:
     assert state is not None and (state.index, state.size, state.starts) == (4, SIZE, 1)
     assert state.identity == ["disk", "1", ""] and state.queue == {"scheduler": "x"}
     assert supervisor.describe()["state"] == "up" and supervisor.describe()["device"] == "/dev/nbd4"
+
+
+def test_a_bridge_whose_socket_is_there_before_it_listens(world: World) -> None:
+    world.deaf = 3
+    supervisor = make(world)
+    until(supervisor, lambda: supervisor.linked)
+    assert world.deaf == 0 and len(world.children) == 1 and "kill bridge" not in world.did
+
+
+def test_a_bridge_that_never_listens_is_dismissed(world: World) -> None:
+    world.deaf = 1 << 30
+    supervisor = make(world)
+    supervisor._ready_within = 0.2
+    with pytest.raises(SupervisorError, match="nobody listens"):
+        supervisor.run()
+    assert len(world.children) == 1 and "kill bridge" in world.did and world.devices == {}
 
 
 def test_patience_goes_by_the_policy(world: World) -> None:
