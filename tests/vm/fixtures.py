@@ -50,6 +50,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
             report.sections.append((f"log of {process.name}", process.output()[-20000:]))
         for machine in Machine.running:
             report.sections.append((f"console of the machine {machine.name}", machine.log()[-20000:]))
+            if journal := machine.journal():
+                report.sections.append((f"journal of the machine {machine.name}", journal[-20000:]))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

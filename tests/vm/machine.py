@@ -150,6 +150,7 @@ class Machine:
         wait: bool = True,
     ) -> None:
         self.name, self.port = name, segment.ports[port] if segment else None
+        self._systemd = systemd
         self.folder = Path(tempfile.mkdtemp(prefix="aoe-vm-", dir="/var/tmp"))
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count(1)
@@ -279,6 +280,19 @@ class Machine:
         """What was done in the machine, and what its serial port and QEMU have said."""
         files = (self.folder / name for name in ("transcript", "console", "qemu"))
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
+
+    def journal(self) -> str:
+        """The end of systemd's journal, for the report of a failure: why a service failed is said nowhere else.
+
+        "" without systemd; and what there is by then of a machine that does not answer for a minute, or has ended.
+        """
+        parts: list[str] = []
+        with contextlib.suppress(queue.Empty, OSError):
+            if self._systemd:
+                job = self.start("journalctl -b -n 200 --no-pager -o short-precise", 30)
+                while "status" not in (message := job.messages.get(timeout=60)):
+                    parts.append(str(message["output"]))
+        return "".join(parts)
 
     def assert_running(self) -> None:
         assert self._qemu is not None
