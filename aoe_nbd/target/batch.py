@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Stretches of like requests, carried out as one.
+"""Plain reads and writes: alone with as few steps as will do, and stretches of like ones as one.
 
 A stretch is a number of frames that came one after the other and differ in tag, LBA and source only. All are reads or
 all are writes, of the same size, to the same export of ours, and `Lun.handle` would carry out each and answer with
 success. Such a stretch is recognised with arrays; sectors that follow each other take one system call; the replies are
 the requests' headers, turned round as one array. Whatever is in any way unusual goes to `Lun.handle`, which alone knows
-all the rules: this module only relies on what it does with a read or write that is in order. Both give the same bytes.
+all the rules: this module only relies on what it does with a read or write that is in order. All give the same bytes.
 """
 
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -20,7 +21,7 @@ from ..link.outbox import Outbox
 from ..wire.address import Address
 from ..wire.codes import AOE_VERSION, ETHERTYPE, MIN_FRAME, RESPONSE, SECTOR, Ata, AtaFlag, Command, Status
 from ..wire.frames import ATA_DTYPE, ATA_FRAME, ATA_SIZE
-from .lun import Frame, Lun
+from .lun import Lun
 from .personality import OURS
 from .state import State
 
@@ -28,10 +29,13 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 LEAST: Final = 6  # frames that are worth an array
 MOST: Final = 64  # frames of a batch, and so of a stretch
+_MOST_PAYLOAD: Final = 255 * SECTOR  # bytes of one request
 _ROOM: Final = 1 << 18  # bytes that are read in one go: they stay in the CPU's cache until they are sent
 
 _ATA: Final = int(Command.ATA)  # plain numbers: arithmetic on enums is slow
 _WRITE, _WIDE = int(AtaFlag.WRITE), int(AtaFlag.EXTENDED)
+_ASKED, _ANSWER, _DONE = AOE_VERSION << 4, AOE_VERSION << 4 | RESPONSE, int(Status.DRDY)
+_ZEROS = bytes(MIN_FRAME - ATA_SIZE)
 _FLAGS = {  # by opcode, what the flags must say of it
     int(Ata.READ): 0,
     int(Ata.READ_EXT): _WIDE,
@@ -64,12 +68,48 @@ _WORD, _LITTLE = np.dtype("<u4"), np.dtype("<u8")  # the byte order of an LBA
 
 
 class Batch:
-    """Carries out what comes in as rows of the receive ring."""
+    """Carries out what comes in, as rows of the receive ring or alone."""
 
     def __init__(self, exports: Mapping[tuple[int, int], Lun]) -> None:
         self._exports = exports
+        # A header and its payload, which begins with a page as O_DIRECT wants it.
+        page = memoryview(mmap.mmap(-1, mmap.PAGESIZE + _MOST_PAYLOAD))
+        self._reply, self._data = page[mmap.PAGESIZE - ATA_SIZE :], page[mmap.PAGESIZE :]
+        self._short = self._reply[:MIN_FRAME]
         self.outbox = Outbox(MOST, ATA_SIZE, _ROOM, MIN_FRAME)
         self._replies = self.outbox.headers.view(np.uint32)
+
+    def one(self, frame: memoryview, mac: bytes, mtu: int) -> memoryview | None:
+        """Carry out a single request. Returns the reply, good until the next call; None: it is unusual, nothing was done."""
+        if len(frame) < ATA_SIZE:
+            return None
+        fields = ATA_FRAME.unpack_from(frame)
+        dst, src, ethertype, verfl, _, major, minor, command, tag, flags, _, count, opcode, raw, _ = fields
+        lun = self._exports.get((major, minor))
+        if lun is None or not _plain(lun, dst, ethertype, verfl, command, flags, count, opcode, mac, mtu):
+            return None
+        lba = int.from_bytes(raw, "little") & (1 << (48 if flags & _WIDE else 28)) - 1
+        if lba + count > lun.backend.sectors or not _welcome(lun.state, src):
+            return None
+        size, reply = count * SECTOR, self._short
+        try:
+            if flags & _WRITE:
+                if lun.backend.read_only or len(frame) < ATA_SIZE + size:
+                    return None
+                lun.backend.write(frame[ATA_SIZE : ATA_SIZE + size], lba * SECTOR)
+                if opcode == Ata.WRITE_DMA_FUA_EXT:
+                    lun.backend.flush()
+                reply[ATA_SIZE:] = _ZEROS
+                lun.counters["write"] += 1
+            else:
+                lun.backend.read_into(self._data[:size], lba * SECTOR)
+                reply = self._reply[: ATA_SIZE + size]
+                lun.counters["read"] += 1
+        except OSError:
+            return None  # done again, which tells whose fault it was
+        head = (src, mac, ETHERTYPE, _ANSWER, 0, major, minor, _ATA, tag, flags, 0, count, _DONE, raw, 0)
+        ATA_FRAME.pack_into(reply, 0, *head)
+        return reply
 
     def serve(
         self,
@@ -78,7 +118,7 @@ class Batch:
         mac: bytes,
         mtu: int,
         send: Callable[[int, int], None],
-        otherwise: Callable[[list[Frame]], None],
+        otherwise: Callable[[list[memoryview]], None],
     ) -> None:
         """Carry out the requests rows[i, : lengths[i]] in order: at most `MOST`.
 
@@ -115,16 +155,7 @@ class Batch:
         fields = ATA_FRAME.unpack_from(heads.data)
         dst, src, ethertype, verfl, _, major, minor, command, _, flags, _, count, opcode, raw, _ = fields
         lun = self._exports.get((major, minor))
-        if (
-            lun is None
-            or lun.like is not OURS
-            or dst != mac
-            or ethertype != ETHERTYPE
-            or verfl != AOE_VERSION << 4
-            or command != _ATA
-            or flags & (_WIDE | _WRITE) != _FLAGS.get(opcode)
-            or not 0 < count <= lun.sector_limit(mtu)
-        ):
+        if lun is None or not _plain(lun, dst, ethertype, verfl, command, flags, count, opcode, mac, mtu):
             return 0
         size = count * SECTOR
         writes = flags & _WRITE
@@ -164,6 +195,30 @@ class Batch:
         return number
 
 
+def _plain(
+    lun: Lun,
+    dst: bytes,
+    ethertype: int,
+    verfl: int,
+    command: int,
+    flags: int,
+    count: int,
+    opcode: int,
+    mac: bytes,
+    mtu: int,
+) -> bool:
+    """Whether a header that names this export is one of a read or write in order, as far as a header shows."""
+    return (
+        lun.like is OURS
+        and dst == mac
+        and ethertype == ETHERTYPE
+        and verfl == _ASKED
+        and command == _ATA
+        and flags & (_WIDE | _WRITE) == _FLAGS.get(opcode)
+        and 0 < count <= lun.sector_limit(mtu)
+    )
+
+
 @functools.cache
 def _ramp(count: int) -> Array:
     """What a stream's headers differ by from the first: the low word of the LBA grows by `count` from frame to frame."""
@@ -195,8 +250,7 @@ def _runs(lbas: Array, count: int) -> list[tuple[int, int, int]]:
 @functools.lru_cache(maxsize=64)
 def _reply(address: Address, mac: bytes, to: bytes) -> Array:
     """What all successful replies from this address to one client have in common."""
-    verfl, status = AOE_VERSION << 4 | RESPONSE, int(Status.DRDY)
-    return _rows(ATA_FRAME.pack(to, mac, ETHERTYPE, verfl, 0, *address, _ATA, 0, 0, 0, 0, status, bytes(6), 0))
+    return _rows(ATA_FRAME.pack(to, mac, ETHERTYPE, _ANSWER, 0, *address, _ATA, 0, 0, 0, 0, _DONE, bytes(6), 0))
 
 
 def _welcome(state: State, source: bytes) -> bool:

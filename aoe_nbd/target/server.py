@@ -263,12 +263,14 @@ class Target:
                 self.faults.inbound.pop(now, port.number)
                 self.faults.outbound.pop(now, port.number)
             return
-        if self.faults or self._gather:
-            most = _BATCH
-        else:
+        if not self.faults and not self._gather:
             self._serve_rows(port)
-            most = LEAST - 1  # what follows may be a stretch again, which the next round finds
-        frames: Sequence[Frame] = link.receive(most)
+            try:
+                self._serve_each(port, link.receive(LEAST - 1))  # what follows may be a stretch again: the next round's
+            finally:
+                link.release()
+            return
+        frames: Sequence[Frame] = link.receive(_BATCH)
         try:
             if self.faults:
                 for frame in frames:
@@ -302,10 +304,26 @@ class Target:
                     link.mac,
                     link.mtu,
                     lambda count, share: self._send_stretch(port, count, share),
-                    lambda frames: self._put(port, self._carry_out(frames, link.mac, link.mtu)),
+                    lambda frames: self._serve_each(port, frames),
                 )
             finally:
                 link.release()
+
+    def _serve_each(self, port: _Port, frames: Sequence[memoryview]) -> None:
+        """Serve these one by one."""
+        link = port.link
+        for frame in frames:
+            reply = self._batch.one(frame, link.mac, link.mtu)
+            if reply is None:
+                self._put(port, self._carry_out([frame], link.mac, link.mtu))
+                continue
+            try:
+                if not port.queue:
+                    link.send(reply)
+                    continue
+            except OSError:
+                pass  # `_put` tries again, and knows what to do
+            self._put(port, [bytes(reply)])
 
     def _carry_out(self, frames: Sequence[Frame], mac: bytes, mtu: int) -> Replies:
         """The replies to a batch of requests."""

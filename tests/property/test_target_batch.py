@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batches give what frame by frame gives: the same replies in the same order, the same disk, the same counters.
+"""Plain requests that `Batch` carries out, together or alone, give what `Lun.handle` gives: the same replies in the same
+order, the same disk, the same counters.
 
-Both get the same requests: runs of good ones, with everything between and around them that is not good. `Batch` sees
+All get the same requests: runs of good ones, with everything between and around them that is not good. `Batch` sees
 them as the ring shows them, as rows of a wider array with other people's data behind each frame.
 """
 
@@ -44,7 +45,7 @@ class Storage(Backend):
 
 
 class Twin:
-    """The same exports twice: one for batches, one for frames."""
+    """The same exports as others have: one for batches, one for single frames, one for `Lun.handle`."""
 
     def __init__(
         self, folder: Path, content: bytes, states: list[tuple[list[bytes], list[bytes]]], direct: bool = False
@@ -58,12 +59,20 @@ class Twin:
         self.by_address = {(lun.address.shelf, lun.address.slot): lun for lun in self.luns}
         self.replies: list[bytes] = []
         self.batch = Batch(self.by_address)
-        self.stretches = self.flushed = 0
+        self.stretches = self.alone = self.flushed = 0
 
     def one(self, frame: memoryview, mtu: int) -> None:
         _, major, minor = struct.unpack_from(">16sHB", frame.tobytes().ljust(24, b"\0"))
         if len(frame) >= 24 and (lun := self.by_address.get((major, minor))):
             self.replies += [bytes(reply) for reply in lun.handle(frame, US, mtu)]
+
+    def single(self, frame: memoryview, mtu: int) -> None:
+        reply = self.batch.one(frame, US, mtu)
+        if reply is None:
+            self.one(frame, mtu)
+        else:
+            self.alone += 1
+            self.replies.append(bytes(reply))
 
     def together(self, frames: list[bytes], mtu: int, rng: random.Random) -> None:
         memory = np.frombuffer(bytearray(rng.randbytes(SLOT)) * len(frames), np.uint8).reshape(-1, SLOT)
@@ -144,20 +153,24 @@ def test_batches_give_what_frame_by_frame_gives(tmp_path: Path, seed: int) -> No
     lists = ([], [], [], [ME], [ME, OTHER], [OTHER])
     states = [(rng.choice(lists), rng.choice(lists)) for _ in ADDRESSES]
     twins = []
-    for name in "ab":
+    for name in "abc":
         (tmp_path / name).mkdir()
         twins.append(Twin(tmp_path / name, content, states, direct=seed % 10 == 0))
-    batches, singles = twins
+    batches, singles, handled = twins
     for _ in range(4):
         mtu = rng.choice((1500, 9000, 9000, 576, 100))
         frames = requests(rng, mtu)
         batches.together(frames, mtu, rng)
         for frame in frames:
-            singles.one(memoryview(frame), mtu)
-        assert batches.replies == singles.replies
-        for one, other in zip(batches.luns, singles.luns, strict=True):
-            assert one.counters == other.counters
-            assert Path(one.backend.path).read_bytes() == Path(other.backend.path).read_bytes()
+            singles.single(memoryview(frame), mtu)
+            handled.one(memoryview(frame), mtu)
+        assert batches.replies == handled.replies
+        assert singles.replies == handled.replies
+        for twin in batches, singles:
+            for one, other in zip(twin.luns, handled.luns, strict=True):
+                assert one.counters == other.counters
+                assert one.backend.flushes == other.backend.flushes or twin is batches  # one for a stretch
+                assert Path(one.backend.path).read_bytes() == Path(other.backend.path).read_bytes()
 
 
 def test_good_requests_are_batched(tmp_path: Path) -> None:
@@ -172,8 +185,10 @@ def test_good_requests_are_batched(tmp_path: Path) -> None:
         ]
         twin.together(frames, 1500, rng)
         assert twin.flushed == (opcode in (0x3D, 0x20, 0x30))  # once, and before its replies
-    assert twin.stretches == 5
-    assert len(twin.replies) == 5 * 64
+        twin.single(memoryview(frames[0]), 1500)
+        twin.luns[0].backend.flushes = twin.flushed
+    assert twin.stretches == twin.alone == 5
+    assert len(twin.replies) == 5 * 65
 
 
 def test_a_flush_that_fails_is_told_to_every_request(tmp_path: Path) -> None:
@@ -183,7 +198,8 @@ def test_a_flush_that_fails_is_told_to_every_request(tmp_path: Path) -> None:
     twin.together(
         [head + struct.pack(">I4B", i, 0x41, 0, 1, 0x3D) + bytes(520) for i in range(10)], 1500, random.Random(1)
     )
-    assert [reply[27] for reply in twin.replies] == [0x61] * 10
+    twin.single(memoryview(head + struct.pack(">I4B", 10, 0x41, 0, 1, 0x3D) + bytes(520)), 1500)
+    assert [reply[27] for reply in twin.replies] == [0x61] * 11
 
 
 @pytest.mark.parametrize("like", list(PERSONALITIES))
@@ -194,7 +210,9 @@ def test_other_targets_are_not_batched(tmp_path: Path, like: str) -> None:
     head = US + ME + struct.pack(">HBBHBB", 0x88A2, 0x10, 0, 7, 3, 0)
     frames = [head + struct.pack(">I4B", i, 0x40, 0, 1, 0x24) + bytes(32) for i in range(10)]
     twin.together(frames, 1500, random.Random(1))
+    twin.single(memoryview(frames[0]), 1500)
     assert not twin.stretches
+    assert not twin.alone
 
 
 def test_addresses_are_not_taken_for_a_stream_where_they_turn_over(tmp_path: Path) -> None:
@@ -239,10 +257,10 @@ def test_addresses_are_not_taken_for_a_stream_where_they_turn_over(tmp_path: Pat
 def test_a_storage_that_shrank_is_told_request_by_request(tmp_path: Path) -> None:
     content = bytes(range(256)) * 2 * SECTORS
     twins = []
-    for name in "ab":
+    for name in "abc":
         (tmp_path / name).mkdir()
         twins.append(Twin(tmp_path / name, content, [([], [])] * 3))
-    batches, singles = twins
+    batches, singles, handled = twins
     head = US + ME + struct.pack(">HBBHBB", 0x88A2, 0x10, 0, 7, 3, 0)
     frames = [
         head + struct.pack(">I4B", i, 0x40, 0, 2, 0x24) + (2 * i).to_bytes(6, "little") + bytes(26) for i in range(64)
@@ -252,6 +270,7 @@ def test_a_storage_that_shrank_is_told_request_by_request(tmp_path: Path) -> Non
             file.truncate(100 * 512)
     batches.together(frames, 1500, random.Random(1))
     for frame in frames:
-        singles.one(memoryview(frame), 1500)
-    assert batches.replies == singles.replies
+        singles.single(memoryview(frame), 1500)
+        handled.one(memoryview(frame), 1500)
+    assert batches.replies == singles.replies == handled.replies
     assert {reply[27] for reply in batches.replies} == {0x40, 0x61}
