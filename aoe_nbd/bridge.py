@@ -33,7 +33,7 @@ from .wire.codes import SECTOR
 log = logging.getLogger("aoe_nbd")
 
 _LEAVE = 3.0  # s that the end of a bridge waits for a target, to give up the ownership of a LUN
-_SLOTS_OF_MANY = 4096  # frames that a link's ring holds where clients choose the LUN
+_SLOTS_OF_MANY = 384  # frames that a link's ring holds where clients choose the LUN: room for a few that answer at a time
 DISCOVERY = 1.0  # s that listing exports listens for answers
 
 

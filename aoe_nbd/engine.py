@@ -35,6 +35,7 @@ from .core.exchange import Exchange
 from .core.flight import FOREVER
 from .core.initiator import Event, Initiator
 from .core.request import Kind, Request
+from .core.turns import Turns
 from .link import Interface, InterfaceWatch, Link, interfaces
 from .link.packet import BATCH, address_of, errno_name
 from .wire.address import Address
@@ -113,6 +114,7 @@ class Engine:
         self._initiators: dict[Address, Initiator] = {}
         self._exchanges: list[Exchange] = []
         self._lock = threading.RLock()
+        self._turns = Turns(1)  # of several initiators
         self._slots: deque[int] = deque()  # idle eventfds
         self._inbox: deque[tuple[Initiator, Request]] = deque()  # not submitted yet
         self._loop_thread: threading.Thread | None = None
@@ -221,14 +223,16 @@ class Engine:
         """Run it no longer."""
         with self._lock:
             self._initiators.pop(initiator.address, None)
+            self._turns.forget(initiator)
             self._share()
-        self._submit()
+        self.kick()  # others may have waited for its room
 
     def _share(self) -> None:
         """All answers that all initiators together may be owed must find room in a link's ring."""
         room = min(link.slots for link in self.links.values()) * 3 // 4  # others send frames too
+        self._turns.resize(room)
         for initiator in self._initiators.values():
-            initiator.share = max(1, room // len(self._initiators))
+            initiator.share = room
 
     def find(self, address: Address) -> Initiator | None:
         """The initiator of this LUN, if there is one."""
@@ -320,9 +324,23 @@ class Engine:
 
     def _flush(self, initiator: Initiator, now: float, own: Request | None = None) -> None:
         """After anything has happened to it: send what may be sent, wake those whose requests are done, set the timer."""
-        self._transmit(initiator, now)
+        if len(self._initiators) > 1:
+            self._take_turns(initiator, now)
+        else:
+            self._transmit(initiator, now)
         self._collect(initiator, own)
         self._timer.set(initiator.timer())
+
+    def _take_turns(self, initiator: Initiator, now: float) -> None:
+        """Send what it may send, and what others may that have waited for room."""
+        turns = self._turns
+        turns.begin(initiator)
+        self._transmit(initiator, now)
+        turns.end(initiator)
+        while (other := turns.next()) is not None:
+            self._transmit(other, now)
+            turns.end(other)
+            self._timer.set(other.timer())
 
     def release(self, initiator: Initiator, lock: Request) -> None:
         """Give back the range of a LOCK request."""

@@ -25,6 +25,7 @@ from aoe_nbd.core.copies import Run
 from aoe_nbd.core.exchange import Exchange
 from aoe_nbd.core.initiator import Event, Initiator
 from aoe_nbd.core.request import Kind, Request
+from aoe_nbd.core.turns import Turns
 from aoe_nbd.device import Device
 from aoe_nbd.link.packet import BATCH as ROWS
 from aoe_nbd.target import OURS, PERSONALITIES, Line, Lun
@@ -166,6 +167,7 @@ class Lan:
         self.links: dict[str, Any] = {}
         self.initiators: list[Initiator] = []
         self.exchanges: list[Exchange] = []
+        self.turns: Turns | None = None  # of the initiators, where they share the room for answers
         self.sent: list[bytes] = []
         self.heard: list[bytes] = []
         self.events: list[Event] = []
@@ -276,11 +278,22 @@ class Lan:
         for initiator in self.initiators:
             if initiator.timer() <= self.now:
                 initiator.tick(self.now)
-            for runs in encode.together(initiator.transmit(self.now), ROWS):
-                self._send_runs(initiator, runs)
+            if self.turns is None:
+                self._transmit(initiator)
+            else:
+                self.turns.begin(initiator)
+                self._transmit(initiator)
+                self.turns.end(initiator)
+                while (other := self.turns.next()) is not None:
+                    self._transmit(other)
+                    self.turns.end(other)
             initiator.completed.clear()
             self.events += initiator.events
             initiator.events.clear()
+
+    def _transmit(self, initiator: Initiator) -> None:
+        for runs in encode.together(initiator.transmit(self.now), ROWS):
+            self._send_runs(initiator, runs)
 
     def hear_batch(self, link: str, frames: list[bytes]) -> None:
         """Frames that reach the initiator's host together are looked at as the engine does: as an array."""

@@ -104,7 +104,7 @@ class Initiator:
         self.address = address
         self.fence = fence
         self.cap, self.on_dead, self.quarantine = cap, on_dead, quarantine
-        self.share = WINDOW_MOST  # frames that may be outstanding, where others have the same room for their answers
+        self.share = WINDOW_MOST  # frames that may be outstanding, where others share the room for answers (`turns`)
         self.learn_paths = learn_paths  # whether an unasked announcement from a new MAC makes it a candidate
         self.identify: Identify | None = None
         self.paths: list[Path] = []
@@ -196,6 +196,20 @@ class Initiator:
             if path.state is not PathState.UP:
                 used -= path.flights[Class.CONTROL].count
         return used
+
+    def owed(self) -> int:
+        """Copies of reads and writes under way, but for those of paths that have gone silent: their answers will come soon."""
+        owed = 0
+        for path in self.paths:
+            for flight in (path.by_kind[Kind.READ], path.by_kind[Kind.WRITE]):
+                if not flight.probes and not flight.backoff:
+                    owed += flight.count
+        return owed
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether anything waits to be sent, now or later."""
+        return bool(self._ready or self._again or self._control)
 
     @property
     def ghosts(self) -> int:
